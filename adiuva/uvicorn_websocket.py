@@ -21,8 +21,8 @@ _KEPT_BYTES: Final = 16 * 1024
 
 
 class _Messages:
-    """What waits for the application, which reads it from one task. It does as much of asyncio.Queue as uvicorn uses,
-    and a socket without messages holds a tenth of a kilobyte for it instead of three."""
+    """The messages that wait for the application, which reads them from one task. It does as much of asyncio.Queue as
+    uvicorn uses, and a socket without messages holds a tenth of a kilobyte for it instead of three."""
 
     __slots__ = ("_loop", "_reader", "_waiting")
 

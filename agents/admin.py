@@ -60,7 +60,7 @@ class AgentAdmin(ReadOnlyAdmin):
 
     @admin.display(description="connection", ordering="connection__health")
     def connection_is(self, agent: Agent) -> str:
-        """Whether a cloud agent can read its account: "ok", or why it is paused."""
+        """Return whether a cloud agent can read its account: "ok", or why it is paused."""
         return "" if agent.is_local else agent.paused or "ok"
 
     def has_run_permission(self, request: HttpRequest) -> bool:
@@ -149,7 +149,7 @@ class RunAdmin(ReadOnlyAdmin):
 
     @admin.display(description="records by state")
     def records(self, run: Run) -> str:
-        """How many records of the run are in the outbox, by state, without their content."""
+        """Return how many records of the run are in the outbox, by state, without their content."""
         counts = outbox.count_by_state(run.pk)
         return (
             ", ".join(f"{count} {OutboxRecord.State(state).value}" for state, count in counts.items())

@@ -60,7 +60,7 @@ class _Field:
 
     @property
     def count(self) -> int:
-        """How many values there are: Sunday is both 0 and 7."""
+        """The number of values: Sunday is both 0 and 7."""
         return 7 if self.names is _DAYS else self.most - self.least + 1
 
 

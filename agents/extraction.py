@@ -55,7 +55,8 @@ class SourceDocument:
 
 @dataclass
 class Extraction:
-    """What a document gave: `records` that the answers call new, and `verdicts` on those that were known before."""
+    """The result for a document: `records` that the answers call new, and
+    `verdicts` on those that were known before."""
 
     records: list[Record] = field(default_factory=list)
     verdicts: dict[UUID, Verdict] = field(default_factory=dict)
@@ -136,7 +137,7 @@ class Extractor:
 
 @dataclass
 class _PartAnswer:
-    """What the answers about one part say. `shown`: what was known and listed in the question."""
+    """The result for one part, over all its answers. `shown`: what was known and listed in the question."""
 
     records: list[Record] = field(default_factory=list)
     rejected: list[RejectedRecord] = field(default_factory=list)

@@ -49,7 +49,7 @@ class Compared:
 
 
 class Listing:
-    """What one run has seen of a folder. Its methods query the database; it holds about 200 bytes a file."""
+    """The files of a folder that one run has seen. Its methods query the database; it holds about 200 bytes a file."""
 
     def __init__(self, claimed: ClaimedRun) -> None:
         self._claimed = claimed
@@ -69,7 +69,7 @@ class Listing:
 
     @property
     def undecided(self) -> int:
-        """How many files wait for the end of the list."""
+        """The number of files that wait for the end of the list."""
         return len(self._waiting) + len(self._changed)
 
     def first_seen(self, files: Sequence[ListedFile]) -> tuple[list[ListedFile], list[ListedFile]]:

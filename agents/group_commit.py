@@ -20,7 +20,7 @@ from billing.models import Purpose
 
 
 class _PendingResults:
-    """What a lane brings together. It is `woken` when its results are written, or when it is its turn to write."""
+    """The results that one lane hands in. It is `woken` when they are written, or when it is its turn to write."""
 
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = results

@@ -62,7 +62,7 @@ _NEAR = f"{_OF_USER} AND (document = ANY(%s::uuid[]) OR content_hash = ANY(%s::b
 
 @dataclass(frozen=True)
 class Identity:
-    """What a source is. `copy_of`: the document whose content it had when it was first seen."""
+    """The identity of a source. `copy_of`: the document whose content it had when it was first seen."""
 
     document: UUID
     copy_of: UUID | None = None
@@ -84,8 +84,8 @@ def read_sources(claimed: ClaimedRun) -> QuerySet[Source]:
 
 
 class KnownSource(NamedTuple):
-    """What the ledger has of a source. `is_read`: with this configuration (`read_sources`); `missed`: in how many
-    listings in a row it was not."""
+    """The ledger's row of a source. `is_read`: with this configuration (`read_sources`); `missed`: in how many listings
+    in a row it was not."""
 
     content: bytes
     missed: int

@@ -50,7 +50,7 @@ class KnownRecord:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a known record. `updates`: the fields that changed; None: it is gone."""
+    """A change of a known record. `updates`: the fields that changed; None: it is gone."""
 
     known: KnownRecord
     updates: dict[str, Any] | None

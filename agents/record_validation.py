@@ -100,7 +100,7 @@ class RejectedRecord:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an answer says of a record that was found before, by its number in the list that the model was shown.
+    """An answer's statement about a record that was found before, by its number in the list that the model was shown.
 
     `data` holds the fields that it says have changed, checked; it is empty unless `now` is "changed".
     """
@@ -112,7 +112,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RecordRules:
-    """What an agent may propose: its tables, the user's projects (id → name), and the zone of dates without one."""
+    """The bounds of what an agent may propose: its tables, the user's projects (id →
+    name), and the zone of dates without one."""
 
     tables: tuple[str, ...]
     projects: Mapping[str, str]

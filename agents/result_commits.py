@@ -45,7 +45,7 @@ _MAX_REPEATS: Final = 50
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a document gave. `entries` tell of records that could not be used.
+    """The result of reading a document. `entries` tell of records that could not be used.
 
     `identity` is None if it is not known yet. `verdicts`: what the model says of records that were found in it before.
     """
@@ -69,7 +69,7 @@ class ExtractionFailed:
 
 @dataclass(frozen=True)
 class DeviceAnswered:
-    """What a device answered, by record. `path` is that of the document in which they were found; `tables` are those
+    """The answers of a device, by record. `path` is that of the document in which they were found; `tables` are those
     of the records, if they are at hand."""
 
     outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]
@@ -235,7 +235,7 @@ def _commit_created(claimed: ClaimedRun, answered: Sequence[DeviceAnswered]) -> 
 
 @dataclass
 class _Kept:
-    """What is to be written of documents: `remembered` and `sources` as found_records and ledger take them, `new` the
+    """The rows to write for documents: `remembered` and `sources` as found_records and ledger take them, `new` the
     records of each that are in the outbox by now."""
 
     new: list[list[PendingRecord]] = field(default_factory=list)

@@ -56,7 +56,8 @@ _QUEUED_AT: Final = Greatest(F("enqueued_at"), Coalesce(F("not_before"), F("enqu
 
 @dataclass(frozen=True)
 class Backlog:
-    """How many runs wait for a worker, and for how many seconds the first of them has. Those put off do not count."""
+    """The number of runs that wait for a worker, and for how many seconds the first
+    of them has. Those put off do not count."""
 
     runs: int
     oldest_s: float

@@ -124,8 +124,8 @@ def report_of(run: Run) -> RunReport:
 
 
 def would_cost_micro(run: Run) -> int | None:
-    """Of a dry run: what a real one would cost that reads all that is due, by what this one's sources did cost; in
-    millionths of the currency. None if it has read nothing, or its model has no price."""
+    """Estimate, for a dry run, what a real run would cost that reads all that is due, from what this one's sources did
+    cost; in millionths of the currency. None if it has read nothing, or its model has no price."""
     read = run.files_done - run.files_unchanged - run.files_failed
     if not run.dry_run or read <= 0 or not run.cost_micro:
         return None

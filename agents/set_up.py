@@ -57,7 +57,7 @@ class NothingToChange(CannotSetUp):
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted. None: as it is, or as usual for a new agent. `schedule`: cron, "" for none."""
+    """A user's wish for an agent. None: as it is, or as usual for a new agent. `schedule`: cron, "" for none."""
 
     kind: Kind | None = None
     name: str | None = None
@@ -83,8 +83,8 @@ class Wish:
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """What a wish comes to. `agent`: as it would be; not saved. `values`: the columns that change, of `before` if that
-    is given. `device`: the row id of the device whose folders are read."""
+    """The change that a wish amounts to. `agent`: as it would be; not saved. `values`: the columns that change, of
+    `before` if that is given. `device`: the row id of the device whose folders are read."""
 
     action: Literal["insert", "update", "delete"]
     agent: Agent

@@ -61,7 +61,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Settled:
-    """What became of a row. `result`: as the device returned it after an update. `stays`: why it did not follow.
+    """The outcome for a row. `result`: as the device returned it after an update. `stays`: why it did not follow.
 
     `before`: as it was before this run changed it; None if it did not.
     """

@@ -71,7 +71,7 @@ class KeptRecord:
 
 @dataclass(frozen=True)
 class UndoResult:
-    """What became of a run's records, in this undo and earlier ones.
+    """The outcome for a run's records, in this undo and earlier ones.
 
     `restored`: rows that it had updated or withdrawn, and that are as they were.
     """

@@ -176,7 +176,7 @@ class AllowanceAdmin(ReadOnlyAdmin):
 
 @admin.register(AddedAllowance)
 class AddedAllowanceAdmin(ReadOnlyAdmin):
-    """What staff give on top of this month's budget. It counts at once; a row stays as it was given."""
+    """Allowances that staff give on top of this month's budget. They count at once; a row stays as it was given."""
 
     list_display = ["id", "account", "month", "micro", "reason", "by", "created_at"]
     list_filter = [("created_at", PeriodFilter)]

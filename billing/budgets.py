@@ -230,7 +230,7 @@ class BudgetedMeter(Meter):
 
     @property
     def percent_left(self) -> int | None:
-        """Of the user's month, as far as this work knows; None if nothing limits it."""
+        """The percentage of the user's month that is left, as far as this work knows; None if nothing limits it."""
         if not self._cap:
             return None
         return max(0, 100 * (self._cap - self._spent - self._used) // self._cap)

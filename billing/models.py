@@ -70,7 +70,7 @@ __all__ = [
 
 
 class Plan(models.Model):
-    """What a plan costs and allows. Staff edit these rows; each process reads them anew every few seconds.
+    """The price of a plan and what it allows. Staff edit these rows; each process reads them anew every few seconds.
 
     A limit that is empty is none.
     """
@@ -128,7 +128,7 @@ class Plan(models.Model):
 
 
 class PlanChange(models.Model):
-    """What staff changed of a plan: the names of the columns, each with what it was and what it became."""
+    """A change of a plan by staff: the names of the columns, each with what it was and what it became."""
 
     plan = models.ForeignKey(Plan, models.CASCADE, related_name="changes")
     by = models.UUIDField(help_text="Who of the staff; no reference, since the row outlives that account.")
@@ -189,7 +189,7 @@ class Override(models.Model):
 
 
 class StoredAmount(models.Model):
-    """How much of a kind a user stores on the server, and how much more is reserved for what is on its way.
+    """The amount of a kind that a user stores on the server, and the amount reserved for what is on its way.
 
     Together they may be more than the plan allows: after a downgrade nothing is deleted.
     """
@@ -233,7 +233,7 @@ class StorageReservation(models.Model):
 
 
 class Purpose(models.TextChoices):
-    """What a model was asked for."""
+    """The purpose of a request to a model."""
 
     CHAT = "chat"
     FOLLOWUPS = "followups", "turns that follow up the end of a run"
@@ -249,7 +249,7 @@ class UseQuerySet(models.QuerySet["Use"]):
 
 
 class Use(models.Model):
-    """What one user's requests to one model used on one day, for one purpose, and for one agent if it was for one."""
+    """The use of one model by one user on one day, for one purpose, and for one agent if it was for one."""
 
     id = models.BigAutoField(primary_key=True)
     # No index of its own: the unique constraint begins with it.
@@ -290,7 +290,8 @@ class Use(models.Model):
 
 
 class Allowance(models.Model):
-    """What one month's work may still cost: `spent` is settled, `reserved` is held for work that is under way.
+    """The amount that one month's work may still cost: `spent` is settled, `reserved` is held for work that is under
+    way.
 
     How much that may be together is no column: plans, agents and settings say it at each reservation.
     """
@@ -331,7 +332,7 @@ class Allowance(models.Model):
 
 
 class AddedAllowance(models.Model):
-    """What staff gave a user on top of one month's budget, and why. A row is never changed."""
+    """An amount that staff gave a user on top of one month's budget, and why. A row is never changed."""
 
     # No index of its own: the one below begins with it.
     user = models.ForeignKey(

@@ -56,7 +56,7 @@ def _shown(limits: Mapping[str, Any]) -> dict[str, Any]:
 
 @method_decorator(in_their_language, name="dispatch")
 class PricingPage(View):
-    """What the plans cost and allow, for everybody."""
+    """The plans, their prices and what they allow, for everybody."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
         tier = request.user.tier if isinstance(request.user, User) else ""
@@ -134,7 +134,8 @@ def _leave(request: HttpRequest, url: str) -> HttpResponse:
 
 
 class ReturnPage(_SignedInPage):
-    """Where Stripe sends people after they paid. It asks Stripe itself, and looks again while it does not know."""
+    """The page to which Stripe sends people after they paid. It asks Stripe itself,
+    and looks again while it does not know."""
 
     http_method_names = ["get"]
 
@@ -151,7 +152,7 @@ class ReturnPage(_SignedInPage):
 
 
 class CancelledPage(_SignedInPage):
-    """Where Stripe sends people who did not pay."""
+    """The page to which Stripe sends people who did not pay."""
 
     http_method_names = ["get"]
 

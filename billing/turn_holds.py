@@ -57,7 +57,8 @@ CLAIM_COLUMNS: Final = "granted.id, starts_at, ends_at, budget_micro, turn_micro
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the statement that claims a turn is to hold: `amount` of the user's month, for requests to `model`."""
+    """The amount that the statement that claims a turn is to hold: `amount` of the
+    user's month, for requests to `model`."""
 
     hold: UUID
     amount: int
@@ -73,7 +74,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What was held, and what the statement has read of the month."""
+    """The amount that was held, and what the statement has read of the month."""
 
     wish: Wish
     limits: Limits

@@ -78,7 +78,7 @@ async def _nothing() -> list[str]:
 
 @dataclass
 class OutputHooks:
-    """What the loop does with an assistant's text.
+    """Callbacks for an assistant's text.
 
     `on_text` gets it as it streams; `on_answer_end` is called after each answer of the model, with all of its text, and
     returns whether the user sees any of it; `take_steers` returns what the user has said meanwhile, and `take_notes`

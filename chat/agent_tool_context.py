@@ -33,7 +33,7 @@ EndedBy = Literal["run", "time", "user"]
 
 @dataclass(frozen=True)
 class WaitEnd:
-    """How a wait ended: with the run, which has ended or waits for its user, after `waited_s`, or by the user's words.
+    """The end of a wait: with the run, which has ended or waits for its user, after `waited_s`, or by the user's words.
 
     `progress`: the last that was seen of the run.
     """
@@ -92,7 +92,7 @@ class AgentWork:
 
     @property
     def heard(self) -> int:
-        """How many messages the user has added to the request so far."""
+        """The number of messages that the user has added to the request so far."""
         return len(self.steers.given)
 
     def give_results(self) -> None:

@@ -77,7 +77,7 @@ class ChatHandler:
 
     @property
     def channel(self) -> str:
-        """Where other processes send frames for this socket."""
+        """The channel to which other processes send frames for this socket."""
         return self.socket.channel_name
 
     # Frames from the client

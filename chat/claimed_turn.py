@@ -90,7 +90,7 @@ class NewSummary(NamedTuple):
 
 
 class Steered(NamedTuple):
-    """What the user said while a turn ran, and when the model read it.
+    """A message that the user sent while a turn ran, and when the model read it.
 
     `call`: in which of the turn's model calls, from 1. `turn_id`: of the request of its own that it was sent as.
     """
@@ -117,7 +117,7 @@ class Steered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """How a turn ended. `steered` is what the user said while it ran; `code` says why it did not end with "stop".
+    """The end of a turn. `steered` is what the user said while it ran; `code` says why it did not end with "stop".
 
     `usage` is what clients are told of what it used, `uses` the same by model, and `meter` what holds the money for it.
     `foreign`: the texts that it read and that the user did not write. `steps`: what it did, for people. `record`: what

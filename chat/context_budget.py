@@ -53,7 +53,7 @@ class LeftOut(StrEnum):
 
 @dataclass
 class ContextBudget:
-    """What fits a model's window, by parts. A window of 0 tokens is unknown: then nothing is bounded by it."""
+    """The bounds of a model's window, by parts. A window of 0 tokens is unknown: then nothing is bounded by it."""
 
     model: _HasWindow
     left_out: set[LeftOut] = field(default_factory=set)
@@ -70,7 +70,7 @@ class ContextBudget:
 
     @property
     def request_bytes(self) -> int | None:
-        """What a request may have; None if that is unknown."""
+        """The bytes that a request may have; None if that is unknown."""
         tokens = self.window.tokens
         # The chat template adds tokens of its own, and the estimate may be a little too low.
         return self.window.bytes_of(int((tokens - self.answer_tokens) * 0.95)) if tokens else None

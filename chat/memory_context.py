@@ -219,7 +219,7 @@ class MemoryContext:
 
     @property
     def said_now(self) -> list[str]:
-        """What the user says in this turn, without what they quote."""
+        """The user's words in this turn, without what they quote."""
         return [intent.own_words(text) for text in (*self.request.words, *self.steered)]
 
     @property

@@ -30,7 +30,7 @@ class RunEnds:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What a user asks an assistant, and with the data of which device.
+    """A user's question to an assistant, and the device with whose data it is answered.
 
     `device_id`: the row id of the device whose data it is about; None for the user's device that was seen last.
     `expects_device`: false if none was connected when it was asked, so that tools need not wait for one.
@@ -62,7 +62,7 @@ class ChatRequest:
 
     @property
     def words(self) -> list[str]:
-        """What the user has said in it."""
+        """The user's words in it."""
         return [] if self.origin is not None else [self.message]
 
     @property

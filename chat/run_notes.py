@@ -67,7 +67,8 @@ def take(place: ChatPlace, fence: int) -> Note | None:
 
 
 class RunNotes:
-    """Of one turn. `is_due` says that there may be something to take; `asked`, that the turn has looked for it."""
+    """The ends of runs that one turn tells. `is_due` says that there may be something to
+    take; `asked`, that the turn has looked for it."""
 
     def __init__(self, *, is_due: bool = False) -> None:
         self.is_due, self.asked = is_due, False

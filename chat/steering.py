@@ -33,8 +33,8 @@ class _Steer:
 
 
 class SteerQueue:
-    """Of one turn. `heard` holds, in order, what the model has read. `spoken` is set while others wait for its next
-    call: whatever waits for something else ends then."""
+    """The messages that are said to one running turn. `heard` holds, in order, what the model has read. `spoken` is set
+    while others wait for its next call: whatever waits for something else ends then."""
 
     def __init__(self, joined: Callable[[Sequence[Steered]], None], *, may_wait: bool = False) -> None:
         """`joined` is called with what the model has read and what waits as turns of their own. `may_wait`: whether

@@ -75,7 +75,7 @@ class Listener(Protocol):
 
     @property
     def channel(self) -> str:
-        """Where another process that runs the turn sends its frames."""
+        """The channel to which another process that runs the turn sends its frames."""
         ...
 
     async def send_frames(self, request_id: str, frames: Sequence[StreamFrame]) -> bool:
@@ -168,7 +168,7 @@ class Stream:
 
     @property
     def channels(self) -> frozenset[str]:
-        """Of those who follow it."""
+        """The channels of those who follow the stream."""
         return frozenset(listener.channel for listener in self._followers)
 
     def unfollow(self, listener: Listener) -> None:

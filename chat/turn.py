@@ -59,7 +59,7 @@ _END_WITHIN_S: Final = 60.0
 
 @dataclass(frozen=True)
 class TurnHooks:
-    """What a turn asks of its registry.
+    """Callbacks of a turn into its registry.
 
     `announce` brings an approval request to the user's other devices. `saved` is called once the stream log holds all
     of the turn, so that this process need not. `joined` is called with the messages of waiting turns that this turn's
@@ -387,7 +387,7 @@ class LiveTurn:
 
     @property
     def mutations(self) -> list[Mutation]:
-        """What it has changed on the device so far."""
+        """The changes that the turn has made on the device so far."""
         return self._answer.mutations
 
     @property

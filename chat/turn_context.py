@@ -41,7 +41,7 @@ class ToolInvocation:
 
     @property
     def label(self) -> str:
-        """What the user is shown while it runs."""
+        """The text that the user is shown while the call runs."""
         return str((self.tool.metadata or {}).get("label", ""))
 
     @property
@@ -56,7 +56,7 @@ async def _allow_all(calls: Sequence[ToolInvocation]) -> dict[str, str]:
 
 @dataclass
 class TurnContext:
-    """What all model calls of a turn share, those of its sub-agents included.
+    """State shared by all model calls of a turn, those of its sub-agents included.
 
     `tool_config`: what tools find in their config.
     `authorize`: called before tools run; returns by call id why a call may not run.

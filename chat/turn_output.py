@@ -63,7 +63,7 @@ class TurnOutput:
 
     @property
     def text(self) -> str:
-        """What the user has been shown so far."""
+        """The text that the user has been shown so far."""
         return "".join(self._texts)
 
     def set_known_ids(self, session: DeviceSession, summary: str = "") -> None:

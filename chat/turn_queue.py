@@ -75,7 +75,8 @@ class HandedOver(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Whether a turn was ended just now, or had ended already; and who is next in its conversation."""
+    """The result of ending a turn: whether it ended just now, or had ended already;
+    and who is next in its conversation."""
 
     ended: bool
     next: HandedOver | None

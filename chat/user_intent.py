@@ -110,7 +110,7 @@ _DATE_ARGUMENTS: Final = frozenset({"due_date", "date"})
 
 
 class UserWords:
-    """What the user said, and so may be taken to want."""
+    """The user's words, and what they may be taken to want."""
 
     def __init__(self, texts: Iterable[str], *, agreed: bool = False) -> None:
         """`agreed`: the user has just said yes to the last of these texts, a question of the assistant's."""

@@ -90,7 +90,7 @@ class MemoryFull(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """Where an entry comes from: a message (`seq`) of a conversation, a request, a run, or the user's own hand.
+    """The origin of an entry: a message (`seq`) of a conversation, a request, a run, or the user's own hand.
 
     `foreign`: the sealed list of the texts that were read there and that the user did not write, if there were any.
     """
@@ -112,7 +112,7 @@ BY_HAND: Final = SourceRef(SourceKind.USER)
 
 @dataclass(frozen=True, slots=True)
 class EntryDetails:
-    """What only some new entries have.
+    """Fields that only some new entries have.
 
     `confidence` is a pattern's, from 0 to 1. `began_at` and `ended_at` are an episode's. A `derived` entry was made
     from other entries or exchanges and is deleted with any of them. A `proposed` one waits for the user to bear it out,

@@ -101,7 +101,7 @@ class UnsealedExchange:
 
     @property
     def own_words(self) -> str:
-        """What the user said, without what they quoted."""
+        """The user's words, without what they quoted."""
         return intent.own_words(self.said)
 
 

@@ -99,7 +99,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class ExtractionContext:
-    """What the model is shown, and the tiers that it may read. `embeds`: the embedding model may read what it adds."""
+    """The data that the model is shown, and the tiers that it may read. `embeds`: the
+    embedding model may read what it adds."""
 
     known: dict[str, ShownEntry]
     tiers: frozenset[Tier]

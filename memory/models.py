@@ -193,7 +193,7 @@ class SourceKind(models.TextChoices):
 
 
 class EntrySource(models.Model):
-    """Where an entry comes from. An entry that was said in several places has several sources."""
+    """An origin of an entry. An entry that was said in several places has several."""
 
     entry = models.ForeignKey(Entry, models.CASCADE, related_name="sources", db_index=False)
     kind = models.CharField(max_length=12, choices=SourceKind)
@@ -257,7 +257,7 @@ class Embedding(models.Model):
 
 
 class Exchange(Leased):
-    """What the user said in a turn and what was answered, kept until facts were extracted and an episode was written.
+    """The user's words in a turn and the answer to them, kept until facts were extracted and an episode was written.
 
     The sealed value is `{said: [...], answer, foreign: [{table, id}]}`. Workers lease exchanges before they ask the
     model about them.
@@ -299,7 +299,7 @@ class Exchange(Leased):
 
 
 class Receipt(models.Model):
-    """Which entries were sent to a model provider, when, and for what purpose."""
+    """A record of which entries were sent to a model provider, when, and for what purpose."""
 
     class Purpose(models.TextChoices):
         TURN = "turn", "to answer in a chat"

@@ -26,7 +26,7 @@ _WRITABLE_TIERS: Final = (Tier.CORE, Tier.ASSOCIATIVE)
 
 
 class NotTheUsersWords(UnusableAnswer):
-    """What is to be remembered was not said by the user. `count`: of an answer, so many operations."""
+    """The text to remember was not said by the user. `count`: the number of such operations in an answer."""
 
     count = 1
 

@@ -210,7 +210,7 @@ _statement: Final = lru_cache(64)(lambda near, count: _RECALL.format(near=near, 
 
 
 class _Size(NamedTuple):
-    """What this process knows of a user's memory until some time of its monotonic clock."""
+    """The size of a user's memory as this process knows it, until some time of its monotonic clock."""
 
     vectors: int
     common: frozenset[int]

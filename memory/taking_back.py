@@ -22,7 +22,7 @@ from memory.models import Embedding, Entry, EntrySource, SourceKind
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    """How many entries were deleted, and how many are as they were before the turn."""
+    """The number of entries that were deleted, and of those that are as they were before the turn."""
 
     deleted: int
     restored: int

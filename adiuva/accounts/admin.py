@@ -34,7 +34,8 @@ _RIGHTS: Final[list[Any]] = ["is_staff", "is_superuser", "groups", "user_permiss
 
 @admin.register(User)
 class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not generic at run time
-    """Who may change users can neither set a password nor an address, grant rights, nor see superusers.
+    """Accounts in the admin. Staff who may change users can neither set a password nor an address, grant rights, nor
+    see superusers.
 
     A superuser grants rights; nobody sets somebody else's password: a reset is a link to the user.
     """

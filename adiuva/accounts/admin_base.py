@@ -90,7 +90,7 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at ru
 
 
 class NewestChangeList(ChangeList):
-    """Of a large table: what a filter without an index chooses is looked for among its NEWEST rows.
+    """Change list of a large table: a filter without an index searches the NEWEST rows alone.
 
     To find a rare value, the whole table would be read. Search and periods are bounds of their own, and look further.
     """

@@ -88,7 +88,7 @@ class AskResetForm(forms.Form):
 
 
 class ConfirmationForm(forms.Form):
-    """What asks for the password again. It comes last."""
+    """The fields that ask for the password again. They come last."""
 
     password = forms.CharField(
         label=gettext_lazy("Your password"),
@@ -137,7 +137,7 @@ class SecondStepForm(forms.Form):
 
 
 class PasskeyForm(forms.Form):
-    """What the browser's script fills in."""
+    """The field that the browser's script fills in."""
 
     handle = forms.CharField(max_length=200, widget=forms.HiddenInput)
     credential = forms.JSONField(widget=forms.HiddenInput)

@@ -40,7 +40,7 @@ _BEFORE_ALL = UUID(int=0)
 
 @dataclass(frozen=True)
 class KeyBatch:
-    """What one transaction did: the last user, how many keys it changed, and whose keys it could not change."""
+    """The result of one transaction: the last user, how many keys it changed, and whose keys it could not change."""
 
     last: UUID
     done: int

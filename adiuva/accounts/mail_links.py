@@ -21,7 +21,7 @@ _MAX_CHARS = 400
 
 
 class Purpose(Enum):
-    """What a link is for, how long it is valid, and the user's columns that it hangs on."""
+    """The purpose of a link, how long the link is valid, and the user's columns that it depends on."""
 
     VERIFY = ("verify", timedelta(days=3), ("email", "email_verified_at"))
     RESET = ("reset", timedelta(hours=1), ("email", "email_verified_at", "password", "last_login"))

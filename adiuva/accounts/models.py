@@ -420,7 +420,7 @@ class SeparateKey(WrappedKey):
 
 
 class StaffAction(models.Model):
-    """What a member of staff did to an account. Its owner can read it; values are never in it."""
+    """An action of staff on an account. Its owner can read it; values are never in it."""
 
     class Kind(models.TextChoices):
         CHANGED = "changed", "changed the account"

@@ -41,7 +41,7 @@ MAX_PER_USER: Final = 20
 
 @dataclass(frozen=True)
 class Assertion:
-    """What a browser answers to a challenge: the challenge's handle, and the credential as `toJSON()` gives it."""
+    """A browser's answer to a challenge: the challenge's handle, and the credential as `toJSON()` gives it."""
 
     handle: str
     credential: dict[str, Any]

@@ -66,7 +66,7 @@ class TotpExists(Conflict):
 
 @dataclass(frozen=True)
 class Proof:
-    """What somebody offers as their second factor: one of these."""
+    """A second factor as it is offered: one of these."""
 
     code: str = ""
     recovery_code: str = ""

@@ -24,7 +24,8 @@ _REQUIRED_CLAIMS = ["sub", "sid", "iat", "exp", "typ"]
 
 @dataclass(frozen=True)
 class TokenPair:
-    """What a client receives for signing in. `expires_at`: when the access token expires, in Unix seconds."""
+    """The tokens that a client receives for signing in. `expires_at`: when the
+    access token expires, in Unix seconds."""
 
     access_token: str
     refresh_token: str

@@ -79,7 +79,7 @@ M = TypeVar("M", bound=Leased)
 
 @dataclass(frozen=True, slots=True)
 class Lease(Generic[M]):
-    """What a worker knows of the row that it holds. It can be handed to other threads and tasks of that worker."""
+    """A worker's claim on the row that it holds. It can be handed to other threads and tasks of that worker."""
 
     model: type[M]
     pk: Any

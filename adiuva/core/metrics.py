@@ -174,7 +174,7 @@ class _ProcessCounts(Collector):
 
 
 class StoreFacts(Collector):
-    """What the database says. If it does not answer, that is said, and the gauges are absent rather than 0."""
+    """Gauges read from the database. If it does not answer, that is said, and the gauges are absent rather than 0."""
 
     def describe(self) -> Iterator[Metric]:
         return iter(())  # else registering would ask the database

@@ -105,7 +105,7 @@ class PageLimitPagination(PageNumberPagination):
 
 
 class _Counted(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """Whose rows are counted already."""
+    """The owner whose rows are counted already."""
 
     count = 0
 
@@ -143,8 +143,8 @@ def _links_by_number(request: Request, number: int, paginator: _Counted) -> dict
 
 @dataclass(frozen=True)
 class _Order:
-    """The names by which a list is ordered, and the columns of that order; none, where a row's values do not say where
-    it stands."""
+    """The names by which a list is ordered, and the columns of that order; none, where a
+    row's values do not say where it stands."""
 
     names: tuple[Any, ...]
     fields: tuple[Field[Any, Any], ...] = ()

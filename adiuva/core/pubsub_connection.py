@@ -44,7 +44,7 @@ class ChannelLayerUnavailable(Unavailable, ConnectionError):
 
 
 class Subscriber(Protocol):
-    """What a connection is for. `NoSubscriber` is where it subscribes to nothing."""
+    """The user of a connection. `NoSubscriber` is for one that subscribes to nothing."""
 
     def names(self) -> list[str]:
         """Return the channels to subscribe to, also after a reconnect."""

@@ -13,7 +13,7 @@ _as_plain: Final = JSONEncoder().default  # of what orjson does not know
 
 
 class JSONRenderer(renderers.JSONRenderer):
-    """What DRF's renderer writes, in a tenth of the time; times and ids may be in it as they are.
+    """Writes what DRF's renderer writes, in a tenth of the time; times and ids may be in it as they are.
 
     What orjson refuses (large integers, lone surrogates), and what is to be indented, DRF's own writes or refuses.
     """

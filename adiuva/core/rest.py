@@ -141,7 +141,7 @@ def _flat(detail: Any, name: str = "") -> Iterable[tuple[str, list[str]]]:
 
 
 class Metadata(metadata.SimpleMetadata):
-    """What OPTIONS says of an endpoint. The fields of its bodies are in /api/v1/schema/: to describe them here too, DRF
+    """The answer to OPTIONS. The fields of an endpoint's bodies are in /api/v1/schema/: to describe them here too, DRF
     would look up the object, and fail at views without a serializer."""
 
     def determine_actions(self, request: Request, view: APIView) -> dict[str, Any]:

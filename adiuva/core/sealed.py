@@ -133,7 +133,7 @@ class SealedTextField(_SealedField[str]):
 
 
 class SealedJSONField(_SealedField[Any]):
-    """Whatever orjson writes."""
+    """A sealed value of any type that orjson writes."""
 
     def _dump(self, value: Any) -> bytes:
         return orjson.dumps(value)

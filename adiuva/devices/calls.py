@@ -49,7 +49,7 @@ os.register_at_fork(after_in_child=_begin_ids)
 
 
 class CallFields(TypedDict, total=False):
-    """What a call is about; which fields it needs depends on its action."""
+    """The subject of a call; which fields it needs depends on its action."""
 
     data: Data | None
     filters: Data | None

@@ -71,7 +71,8 @@ log = structlog.get_logger(__name__)
 
 
 class StartWaitingWork(Protocol):
-    """What the apps above do in the thread in which a device's arrival was written, before it is acknowledged."""
+    """Work of the apps above when a device arrives, in the thread in which its arrival
+    was written, before it is acknowledged."""
 
     def __call__(self, *, user_id: uuid.UUID, device_id: str) -> object: ...
 

@@ -28,8 +28,8 @@ _FATES: dict[str, type[Exception]] = {
 
 
 class LinkInbox:
-    """Of one link, which it tells what has become of its calls and runs. It is the reply that sockets of this process
-    are given; those of others send to its channel, which is opened when first needed."""
+    """The receiving end of one link, which it tells what has become of its calls and runs. Sockets of this process are
+    given it as their reply; those of other processes send to its channel, which is opened when first needed."""
 
     is_remote = False
 

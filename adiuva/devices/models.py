@@ -40,8 +40,8 @@ class DeviceQuerySet(models.QuerySet["Device"]):
         return self.filter(_IS_ONLINE)
 
     def seen_last_first(self) -> Self:
-        """Those online, the one that came last first; then by `seen_at`. For the devices of a user, since there is no
-        index for it."""
+        """Those online, the one that came last first; then by `seen_at`. For the devices of
+        a user, since there is no index for it."""
         is_here = models.Case(models.When(_IS_ONLINE, then=1), default=0)
         came_or_seen = models.Case(models.When(_IS_ONLINE, then=F("last_seen")), default=_SEEN_AT)
         return self.order_by(is_here.desc(), came_or_seen.desc(), "id")
@@ -111,7 +111,7 @@ class Device(models.Model):
 
     @property
     def name(self) -> str:
-        """What its owner calls it; empty if it did not say. Raises SealBroken."""
+        """The owner's name for the device; empty if the device did not send one. Raises SealBroken."""
         if self.name_sealed is None:
             return ""
         return Device.name_sealed.unseal_from(cipher_for(self.user_id), self)
@@ -130,8 +130,8 @@ class OutboxQuerySet(models.QuerySet["OutboxRecord"]):
 
 
 class OutboxRecord(models.Model):
-    """A record for a device, with the outcome of its delivery. Its id is its dedupe key, and the id of every call that
-    delivers it."""
+    """A record for a device, with the outcome of its delivery. Its id is its dedupe key,
+    and the id of every call that delivers it."""
 
     class State(models.TextChoices):
         WAITING = "waiting"

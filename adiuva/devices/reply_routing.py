@@ -26,7 +26,7 @@ RunFrame = AgentManifest | AgentData | AgentComplete
 
 
 class Reply(Protocol):
-    """Where a device's answers go."""
+    """The destination of a device's answers."""
 
     # Whether it reads the text of a result itself, which then need not be parsed before.
     is_remote: bool

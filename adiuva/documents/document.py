@@ -38,7 +38,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What is said about a document as a whole; every value is one line, empty if it is not known.
+    """Facts about a document as a whole; every value is one line, empty if it is not known.
 
     `date`: when it was written, as ISO 8601 (a date, or a time with its offset); never the file's own times.
     `message_id`: of a mail, without angle brackets; the same wherever the mail lies.

@@ -72,7 +72,7 @@ def read_page(source: str, *, quotes: bool = False) -> Page:
 
 @dataclass
 class _Open:
-    """What ends with an element: marks to be written, and whether what it hides is over."""
+    """An open element: the marks to write when it ends, and whether hiding ends with it."""
 
     name: str
     after: str = ""

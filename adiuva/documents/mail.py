@@ -88,7 +88,7 @@ class _ShortHeaders(Compat32):
 
 @dataclass
 class _Found:
-    """What is collected while the parts of one mail are read."""
+    """The texts and attachments collected while the parts of one mail are read."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -21,7 +21,7 @@ Projects = Mapping[str, str]
 
 
 class TableView(NamedTuple):
-    """How one table is shown: its columns, each with the text that it shows of a row."""
+    """The way one table is shown: its columns, each with the text that it shows of a row."""
 
     table: str
     order: str

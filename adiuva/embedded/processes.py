@@ -39,7 +39,7 @@ def tail(log: Path, lines: int = 1) -> str:
 
 
 class Process(Protocol):
-    """What is used of `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that is used."""
 
     @property
     def pid(self) -> int: ...

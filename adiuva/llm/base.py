@@ -42,7 +42,7 @@ class ChatModel(ABC):
     @property
     @abstractmethod
     def window(self) -> ContextWindow:
-        """What is known of the window by now."""
+        """The model's window, as far as it is known by now."""
 
     @abstractmethod
     async def find_window(self) -> int:

@@ -83,7 +83,7 @@ class AdaptiveLimit:
 
     @property
     def allowed_per_caller(self) -> int:
-        """How many of those answers one caller may have. A quarter is left to other callers.
+        """The number of those answers that one caller may have. A quarter is left to other callers.
 
         So calls that hang keep nobody else waiting. One or two places cannot be shared: FairLimit lends one more.
         """

@@ -51,7 +51,7 @@ class ContextWindow:
 
     @property
     def _learnt(self) -> int:
-        """What a refusal has taught this process or another one."""
+        """The window that a refusal has taught this process or another one."""
         return int(self._facts.get(_FACT) or 0)
 
     @property

@@ -39,7 +39,7 @@ _LONGEST_ANSWER = 10
 
 
 class EndpointChat(ChatModel):
-    """What the clients of endpoints have in common. Each makes single attempts: `_complete_once`, `_stream_once`."""
+    """Base of the clients of endpoints. Each makes single attempts: `_complete_once`, `_stream_once`."""
 
     # Whether whole answers are read from a stream too: then only silence ends the wait for a long one.
     reads_whole_answers_from_streams = False

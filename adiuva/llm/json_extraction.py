@@ -34,7 +34,7 @@ _SPACE: Final = re.compile(r"\s*")
 
 @dataclass(frozen=True)
 class JsonReading:
-    """What was found in a text: whole objects and arrays in their order, and the whole parts of one that breaks off.
+    """The JSON found in a text: whole objects and arrays in their order, and the whole parts of one that breaks off.
 
     `longest` is the place of the value with the longest text. `cut` is an object with the members that are whole, the
     last of which may be an array of those of its items that are, or an array of such items. It is None if nothing

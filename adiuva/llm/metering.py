@@ -38,8 +38,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class ModelUse:
-    """What requests to one model used. `estimated_micro` is the part of the cost that we estimated; requests to a model
-    without a price are `unpriced` and cost nothing here."""
+    """The use of one model. `estimated_micro` is the part of the cost that we estimated; requests to a model without a
+    price are `unpriced` and cost nothing here."""
 
     model: str
     calls: int = 0
@@ -72,7 +72,7 @@ class ModelUse:
 
 @dataclass(eq=False)
 class Meter:
-    """What a piece of work uses. `purpose` and `agent` say what for; `is_last`: no request follows the next one.
+    """Counts what a piece of work uses. `purpose` and `agent` say what for; `is_last`: no request follows the next one.
 
     Threads may ask for `uses` while requests of the work are still under way.
     """
@@ -133,7 +133,7 @@ def current_meter() -> Meter | None:
 
 
 class AnswerRatio:
-    """How many bytes a token of a model's answers has, learnt from the answers that it counts."""
+    """The number of bytes for each token of a model's answers, learnt from the answers that it counts."""
 
     def __init__(self) -> None:
         self._bytes_per_token = _FIRST_BYTES_PER_TOKEN

@@ -28,7 +28,8 @@ _ABOVE: Final = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Of a token each: of the input, of the part of it that was cached or that was written to the cache, of output."""
+    """Prices of one token each: of the input, of the part of it that was cached or
+    that was written to the cache, of output."""
 
     input: int
     output: int

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class ThoughtHabit:
-    """Whether the answers of one model at one endpoint begin within a thought."""
+    """The observed habit of one model at one endpoint: whether its answers begin within a thought."""
 
     def __init__(self, facts: LearntFacts, *, is_unknown_trusted: bool = False) -> None:
         """`is_unknown_trusted`: the endpoint is known to keep thoughts apart, so nothing has to be learnt first."""

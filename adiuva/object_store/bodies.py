@@ -21,7 +21,7 @@ WRITE_BYTES: Final = 1024 * 1024  # handed on at once, about
 
 
 class TooSlow(AdiuvaError):
-    """What came so far is kept, if it can be gone on with."""
+    """The body came too slowly. What came so far is kept, if the request can be resumed."""
 
     code, status = "too_slow", 408
 
@@ -50,7 +50,7 @@ class Body(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Whose request it is, what its path names, and its headers (a mapping that ignores case)."""
+    """The user whose request it is, what its path names, and its headers (a mapping that ignores case)."""
 
     user_id: uuid.UUID
     tier: str

@@ -29,7 +29,7 @@ _LONGEST_PAUSE: Final = dt.timedelta(hours=6)
 
 
 class Referrer(Protocol):
-    """What an app says of the objects that its rows refer to."""
+    """An app's account of the objects that its rows refer to."""
 
     def referred(self, names: Collection[str], /) -> set[str]:
         """Those of these objects that a row refers to."""

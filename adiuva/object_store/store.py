@@ -53,7 +53,7 @@ class ObjectMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How much of an object is safe, and what its store needs to go on from there (JSON)."""
+    """The number of bytes of an object that are safe, and what its store needs to resume from there (JSON)."""
 
     offset: int = 0
     state: dict[str, Any] = field(default_factory=dict)

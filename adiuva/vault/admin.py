@@ -77,7 +77,7 @@ class VectorSpaceAdmin(ReadOnlyAdmin):
 
 @admin.register(Scrub)
 class ScrubAdmin(ReadOnlyAdmin):
-    """What was verified, by the day."""
+    """The objects that were verified, by day."""
 
     list_display = ["day", "checked", "bytes", "corrupt", "missing"]
     ordering = ["-day"]

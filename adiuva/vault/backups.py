@@ -22,7 +22,7 @@ MAX_MS: Final = 2**53 - 1  # what JavaScript can say
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a client says of a backup, in the headers of its bytes."""
+    """A client's description of a backup, in the headers of its bytes."""
 
     version: int
     timestamp_ms: int

@@ -26,7 +26,8 @@ class InvalidChecksum(Invalid):
 
 
 class ChangedMeanwhile(AdiuvaError):
-    """What is there is not what the client thought. `checksum` and `version` say what is; a backup has no version."""
+    """The stored version is not the one that the client expected. `checksum` and `version` name the stored one; a
+    backup has no version."""
 
     code, status = "changed_meanwhile", 412
 
@@ -127,7 +128,7 @@ class TooManyUploads(AdiuvaError):
 
 
 class Corrupt(AdiuvaError):
-    """What is stored is not what was sent. Nothing can repair it but the client's own copy."""
+    """The stored bytes are not those that were sent. Nothing can repair them but the client's own copy."""
 
     code, status = "corrupt", 409
 

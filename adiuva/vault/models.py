@@ -28,7 +28,7 @@ def _is_sha256(column: str) -> Exact:
 
 
 class ChangeCounter(models.Model):
-    """How many changes an account's records have seen.
+    """The number of changes that an account's records have seen.
 
     Whoever changes a record holds this row until the commit, so that numbers appear in their order and a reader who
     has seen one has seen all before it. `epoch` changes when a database is restored: positions of before then say
@@ -274,7 +274,7 @@ class Vector(models.Model):
 
 
 class Scrub(models.Model):
-    """What was read again and compared on one day."""
+    """The count of what was read again and compared on one day."""
 
     day = models.DateField(primary_key=True, help_text="in UTC")
     checked = models.PositiveBigIntegerField(default=0)

@@ -33,7 +33,7 @@ _DIGESTS: Final = ("sha1", "sha256")
 
 @dataclass(frozen=True, slots=True)
 class PartChecksum:
-    """What the bytes of one request must hash to."""
+    """The hash that the bytes of one request must have."""
 
     algorithm: str
     digest: bytes

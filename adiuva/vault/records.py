@@ -37,7 +37,7 @@ Content = Inline | Whole
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """What the client thinks is there: one of these checksums, anything, or nothing. By default it does not say."""
+    """The state that the client expects: one of these checksums, anything, or nothing. By default it does not say."""
 
     matches: frozenset[bytes] | None = None
     exists: bool = False

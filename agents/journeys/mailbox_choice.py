@@ -30,7 +30,7 @@ class Mailbox(BaseModel):
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a journey begins with. `agent_type` is None if the user has to choose among `mailboxes` first."""
+    """The start of a journey. `agent_type` is None if the user has to choose among `mailboxes` first."""
 
     agent_type: AgentType | None
     connection_id: uuid.UUID | None = None

@@ -64,7 +64,8 @@ class DocumentSample:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Whose documents are needed, and for which configuration. `agent_id`: the agent that is being changed, if any.
+    """The user whose documents are needed, and the configuration they are for. `agent_id`: the agent that is being
+    changed, if any.
 
     `paths` on `device`, its row id, are read if they are known; else those of agents.
     """

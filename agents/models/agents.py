@@ -28,14 +28,14 @@ class AgentType(models.TextChoices):
 
 
 class AgentFamily(models.TextChoices):
-    """What deployed clients call `agent_type`."""
+    """The value that deployed clients call `agent_type`."""
 
     LOCAL = "local", "Local folders"
     CLOUD = "cloud", "Mailboxes and channels"
 
 
 class CatchUp(models.TextChoices):
-    """What happens to slots that passed while the server or the agent's device was away."""
+    """The rule for slots that passed while the server or the agent's device was away."""
 
     ONCE = "once", "one run for all of them"
     SKIP = "skip", "none"
@@ -43,7 +43,7 @@ class CatchUp(models.TextChoices):
 
 
 class Announce(models.TextChoices):
-    """Which ends of an agent's scheduled runs its user is told of, in a conversation of their own."""
+    """The ends of an agent's scheduled runs that its user is told of, in a conversation of their own."""
 
     NEVER = "never", "none"
     PROBLEMS = "problems", "those with problems"
@@ -98,7 +98,8 @@ def _configured(name: str, default: Any) -> Any:
 
 
 class Agent(QuicklyRead):
-    """What to read, what to look for in it, and when. Its words are sealed: the name, paths, filters and the prompt."""
+    """A saved configuration: what to read, what to look for in it, and when. Its words are sealed: the name, paths,
+    filters and the prompt."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     # No index of its own: two of those below begin with the user.
@@ -240,7 +241,7 @@ class Agent(QuicklyRead):
 
 
 class AgentCursor(models.Model):
-    """Where a cloud agent continues reading its mailbox; valid for one configuration only."""
+    """The position from which a cloud agent continues reading its mailbox; valid for one configuration only."""
 
     agent = models.OneToOneField(Agent, models.CASCADE, primary_key=True, related_name="+")
     config_version = models.BinaryField()

@@ -68,7 +68,7 @@ class Run(QuicklyRead, Leased):
         EMPTY = "empty", "there was nothing to read"
 
     class Announcement(models.TextChoices):
-        """Whether its end is told in the conversation for agents."""
+        """The state of telling a run's end in the conversation for agents."""
 
         DUE = "due", "to be told"
         TOLD = "told"
@@ -208,7 +208,7 @@ class Run(QuicklyRead, Leased):
 
     @property
     def items_processed(self) -> int:
-        """How many sources were read in this run."""
+        """The number of sources that were read in this run."""
         return max(0, self.files_done - self.files_unchanged - self.files_failed)
 
     @property
@@ -279,7 +279,8 @@ class RunEvent(models.Model):
 
 
 class RunChanges(models.Model):
-    """What a run updated and withdrew on a device because its source had changed, and what is needed to take it back.
+    """The rows that a run updated and withdrew on a device because their source had changed, and what is needed to take
+    that back.
 
     `sealed` holds a list of adiuva.devices.row_undo.RowChange, each with the id of its record.
     """

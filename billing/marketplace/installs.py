@@ -69,7 +69,7 @@ class DownloadOver(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What a client needs to fetch a version and to check it. `path` is below the site's address."""
+    """The data that a client needs to fetch a version and to check it. `path` is below the site's address."""
 
     version: PluginVersion
     path: str

@@ -31,7 +31,7 @@ PRIOR_RATINGS: Final = 10
 
 
 class Developer(Copied):
-    """Who publishes plugins. The row outlives the account, without a name: who bought something still has it.
+    """A publisher of plugins. The row outlives the account, without a name: who bought something still has it.
 
     The account at Stripe is copied (`payments.copies`).
     """
@@ -91,7 +91,7 @@ class PluginQuerySet(models.QuerySet["Plugin"]):
 
 
 class Plugin(models.Model):
-    """What stands in the catalogue. Its name and summary are those of its current version, which was reviewed."""
+    """An entry of the catalogue. Its name and summary are those of its current version, which was reviewed."""
 
     class State(models.TextChoices):
         DRAFT = "draft", "no version is listed"
@@ -289,7 +289,7 @@ class PluginVersion(Leased):
 
 
 class PluginCheck(models.Model):
-    """What one check said of a version when it was last submitted. `findings`: `Finding.body` of each."""
+    """The result of one check when a version was last submitted. `findings`: `Finding.body` of each."""
 
     id = models.BigAutoField(primary_key=True)
     version = models.ForeignKey(PluginVersion, models.CASCADE, related_name="checks", db_index=False)

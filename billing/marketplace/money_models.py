@@ -120,7 +120,7 @@ class PluginPurchase(Copied):
 
     @property
     def gone_cents(self) -> int:
-        """What went back to the buyer."""
+        """The cents that went back to the buyer."""
         return self.refunded_cents + self.lost_cents
 
 

@@ -65,7 +65,7 @@ class Page(View):
 
 
 class CataloguePage(Page):
-    """What is listed, with a search."""
+    """The listed plugins, with a search."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
         category = request.GET.get("category", "")
@@ -178,7 +178,7 @@ def _agent_in_words(template: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 class ReportPage(LoginRequiredMixin, Page):
-    """Where people tell staff that something is wrong with a plugin."""
+    """The page on which people tell staff that something is wrong with a plugin."""
 
     http_method_names = ["get", "post"]
 
@@ -201,7 +201,7 @@ class ReportPage(LoginRequiredMixin, Page):
 
 
 class DeveloperPage(Page):
-    """Who publishes, and what."""
+    """A developer, and what they publish."""
 
     def get(self, request: HttpRequest, handle: str) -> HttpResponse:
         developer = Developer.objects.filter(handle=handle.lower(), state=Developer.State.ACTIVE).first()

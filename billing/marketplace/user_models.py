@@ -50,7 +50,7 @@ class PluginInstall(models.Model):
 
 
 class PluginRating(models.Model):
-    """What an installer thinks of a plugin. A trigger keeps the plugin's sums."""
+    """An installer's opinion of a plugin. A trigger keeps the plugin's sums."""
 
     id = models.BigAutoField(primary_key=True)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, **_USER)

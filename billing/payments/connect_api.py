@@ -74,7 +74,7 @@ def earnings_page(stripe_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseState:
-    """What Stripe says of a checkout that is paid once, and of its charge.
+    """The state at Stripe of a checkout that is paid once, and of its charge.
 
     `status`: open, complete or expired. Cents with tax; `lost_cents` went back through the buyer's bank for good.
     """
@@ -163,7 +163,7 @@ def _disputed(charge_id: str) -> tuple[int, bool]:
 
 @dataclass(frozen=True, slots=True)
 class ChargeState:
-    """What a list of charges says, by which a change that we missed is seen."""
+    """The state of a charge in a list, by which a change that we missed is seen."""
 
     payment_intent: str
     refunded_cents: int

@@ -79,7 +79,7 @@ def _keep(row: M, reason: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Copies(Generic[M, S]):
-    """How the rows of a model are copied.
+    """The way in which the rows of a model are copied.
 
     `get` asks Stripe; it raises StripeAway, or Refused where there will never be an answer. `write` is called in a
     transaction with the lease, the answer and what to `finish` with. `refuse` changes a locked row that was refused.

@@ -73,7 +73,7 @@ class Refused(AdiuvaError):
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionState:
-    """What is kept of a subscription at Stripe. Prices are ids; `tier` is what the price's metadata says."""
+    """The facts that are kept of a subscription at Stripe. Prices are ids; `tier` is what the price's metadata says."""
 
     stripe_id: str
     customer_id: str

@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class NotPossible(Exception):
-    """What the job was for is gone: it is dropped."""
+    """The subject of the job is gone: the job is dropped."""
 
 
 @dataclass(frozen=True, slots=True)

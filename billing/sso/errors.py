@@ -12,7 +12,7 @@ class SsoRefused(Forbidden):
 
 
 class SsoMisconfigured(Invalid):
-    """What the owner set does not lead to a sign-in that works."""
+    """The owner's configuration does not lead to a sign-in that works."""
 
     code = "sso_misconfigured"
 

@@ -19,7 +19,7 @@ MAX_CHARS: Final = 4096
 
 @dataclass(frozen=True)
 class Person:
-    """What a provider said of who signed in."""
+    """A provider's statement about the person who signed in."""
 
     issuer: str
     subject: str

@@ -76,7 +76,7 @@ class Domain(models.Model):
 
 
 class Identity(models.Model):
-    """Who somebody is at a provider. Of another issuer the same subject is somebody else."""
+    """A person's identity at a provider. The same subject of another issuer is somebody else."""
 
     id = models.BigAutoField(primary_key=True)
     # No index of its own: the unique constraints begin with it.
@@ -140,7 +140,7 @@ class SsoSession(models.Model):
 
 
 class SsoEvent(models.Model):
-    """What happened at a team's sign-in: for its owner and for staff. It holds ids and codes alone."""
+    """An event of a team's sign-in, for its owner and for staff. It holds ids and codes alone."""
 
     class Kind(models.TextChoices):
         SET = "set", gettext_lazy("the provider was set")

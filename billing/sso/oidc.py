@@ -48,7 +48,7 @@ _ALGORITHMS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Client:
-    """What a team's owner has set."""
+    """The configuration that a team's owner has set."""
 
     issuer: str
     client_id: str
@@ -57,7 +57,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a provider says of itself."""
+    """A provider's description of itself."""
 
     issuer: str
     authorization_endpoint: str
@@ -95,7 +95,7 @@ class NoLonger(Exception):
 
 
 class _Kept:
-    """What was fetched, for an hour, by its address."""
+    """Answers that were fetched, kept for an hour, by address."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -108,7 +108,7 @@ class BeginPage(View):
 
 @method_decorator(in_their_language, name="dispatch")
 class CallbackPage(View):
-    """Where a provider sends the browser back to."""
+    """The page to which a provider sends the browser back."""
 
     http_method_names = ["get"]  # no HEAD: a link preview must not use up the word
 
@@ -202,7 +202,7 @@ class DomainForm(forms.Form):
 
 @method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class TeamSsoPage(LoginRequiredMixin, View):
-    """How the owner's team signs in."""
+    """The sign-in of the owner's team."""
 
     http_method_names = ["get", "post"]
 

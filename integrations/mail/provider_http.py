@@ -70,7 +70,7 @@ class MailboxAccount:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long an answer may take, and the pause before the first retry; later pauses are longer."""
+    """The time that an answer may take, and the pause before the first retry; later pauses are longer."""
 
     response_s: float = 60.0
     first_backoff_s: float = 0.5

@@ -27,7 +27,7 @@ from adiuva.core.language import in_their_language
 
 @method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class _LinkPage(View):
-    """What a link of a mail opens. Subclasses say what it is for."""
+    """The page that a link in a mail opens. Subclasses say what it is for."""
 
     http_method_names = ["get", "post"]
     purpose: Purpose

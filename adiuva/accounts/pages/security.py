@@ -49,7 +49,7 @@ class _SignedInPage(LoginRequiredMixin, View):
 
 
 class SecurityPage(_SignedInPage):
-    """What there is. Each thing is changed on a page of its own."""
+    """An overview of an account's security. Each thing is changed on a page of its own."""
 
     http_method_names = ["get"]
 

@@ -58,7 +58,7 @@ class MadeBackup:
 
 @dataclass(frozen=True)
 class _Note:
-    """What this workspace has at the server: the SHA-256 of the data, when it was backed up, and on what.
+    """The backup that this workspace has at the server: the SHA-256 of the data, when it was backed up, and on what.
 
     `built`: the bytes of all differences from that base so far.
     """

@@ -13,7 +13,7 @@ IN_MEMORY: Final = ":memory:"
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:
-    """What a device is and what it may do. It signs in with e-mail and password, or with tokens."""
+    """The identity of a device, and what it may do. It signs in with e-mail and password, or with tokens."""
 
     server: str  # address, as https://host[:port][/path]
     workspace: Path | str  # folder of its data and session; IN_MEMORY keeps both in memory

@@ -27,7 +27,7 @@ _OWNERS: Final = {"projectId": "projects", "taskId": "tasks", "clientId": "clien
 
 
 class Unclear(Exception):
-    """What was typed cannot be done; the message says why."""
+    """The command that was typed cannot be carried out; the message says why."""
 
 
 # More than 15 methods: one for each command, and what they share to find the rows that are meant.

@@ -18,7 +18,7 @@ _TOO_MANY_S: Final = 60.0
 
 @dataclass(frozen=True)
 class ConnectionEnd:
-    """How a connection ended: in words, by which close code if any, and after how long."""
+    """The end of a connection: in words, by which close code if any, and after how long."""
 
     reason: str
     code: int | None = None

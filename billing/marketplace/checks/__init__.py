@@ -47,7 +47,7 @@ class Result(StrEnum):
 
 @dataclass
 class Report:
-    """What the checks have said. `manifest` is None if the package could not be opened."""
+    """The findings of the checks. `manifest` is None if the package could not be opened."""
 
     manifest: Manifest | None = None
     sha256: str = ""
