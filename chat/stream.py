@@ -198,6 +198,8 @@ class Stream:
 
 def fit_into_frame(frame: StreamEnd) -> StreamEnd:
     """Reduce rows to their ids, largest first, until the frame is within its limits; the device has the rows anyway."""
+    if not frame.mutations:
+        return frame
     mutations = [_id_only(row) if nests_over(row.data, _MAX_ROW_DEPTH) else row for row in frame.mutations]
     room = MAX_FRAME_BYTES - 2048
     sizes = [len(dump(mutation).encode()) for mutation in mutations]

@@ -175,7 +175,8 @@ class TurnAnswer:
             said_yes=request.origin is None and deferred_calls.is_yes(request.message),
             foreign=self.foreign,
         )
-        recall = self._recall = asyncio.get_running_loop().create_task(memory.recall(now), name="turn recall")
+        if memory.enabled and claimed.recalled is None:
+            self._recall = asyncio.get_running_loop().create_task(memory.recall(now), name="turn recall")
         await model.find_window()
         granted = await self._take_granted_calls(memory)
         wait_s = settings.CHAT["device_reconnect_wait_s"] if request.expects_device else 0.0
@@ -237,7 +238,7 @@ class TurnAnswer:
                 session=session,
                 history=fitted,
                 scope=scope,
-                memory=await recall,
+                memory=await (self._recall or memory.recall(now)),
                 confirmed=[call.shown_with(partial(present_call, session.aliases)) for call in granted],
                 budget=budget,
             )
@@ -335,6 +336,8 @@ class TurnAnswer:
         """Return what the model is to tell of runs that have ended. Titles that it quotes are nobody's words."""
         assert self._agent_work is not None
         self._agent_work.give_results()
+        if not self._notes.is_due:
+            return []
         note = await self._notes.take(self._agent_work.chat_place(), self.claimed.fence)
         if note is None:
             return []
@@ -491,9 +494,9 @@ class TurnAnswer:
         return NewSummary(self.claimed.summary_upto + fitted.new, fitted.summary)
 
     async def wait_for_receipts(self) -> None:
-        if self._memory is None or self._recall is None:
+        if self._memory is None:
             return
-        if not self._recall.done():
+        if self._recall is not None and not self._recall.done():
             self._recall.cancel()
             await asyncio.wait({self._recall})
         await self._memory.wait_for_receipts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 import orjson
@@ -59,10 +60,16 @@ def first_messages(
         changed=_earlier_changes(claimed, session),
     )
     return [
-        SystemMessage(assistant.prompt.text),
+        _system_message(assistant.prompt.text),
         *history.messages(session.aliases.in_text),
         HumanMessage(with_turn_prompt(turn, request.message), additional_kwargs={REQUEST: True}),
     ]
+
+
+@cache
+def _system_message(text: str) -> SystemMessage:
+    """Of one of the prompts, which are few. Nobody changes a message."""
+    return SystemMessage(text)
 
 
 def _within(text: str | None, most: int) -> str | None:

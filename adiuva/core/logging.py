@@ -145,6 +145,20 @@ def _describe_exc_info(_: Any, __: str, event: MutableMapping[str, Any]) -> Muta
     return {**event, **describe_error(error)} if error is not None else event
 
 
+class EventFormatter(structlog.stdlib.ProcessorFormatter):
+    """Renders our own records as they are. structlog would copy each record first, and take out what it has put in."""
+
+    def __init__(self, renderer: Any, **options: Any) -> None:
+        chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+        super().__init__(processors=chain, **options)
+        self._render = renderer
+
+    def format(self, record: logging.LogRecord) -> str:
+        if type(record.msg) is dict and not record.exc_info and not record.stack_info:
+            return str(self._render(None, record.levelname.lower(), record.msg.copy()))
+        return super().format(record)
+
+
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -177,9 +191,9 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
         "filters": {"hide_content": {"()": HideContent}},
         "formatters": {
             "event": {
-                "()": structlog.stdlib.ProcessorFormatter,
+                "()": EventFormatter,
                 "foreign_pre_chain": _SHARED,
-                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+                "renderer": renderer,
             }
         },
         "handlers": {

@@ -26,8 +26,8 @@ class PerLoop(Generic[T]):
         """Return the running loop's value. Raises RuntimeError if no loop is running."""
         loop = asyncio.get_running_loop()
         # No lock on the usual path: only the loop's own thread writes or reads this key.
-        if loop in self._values:
-            return self._values[loop]
+        if (known := self._values.get(loop)) is not None:
+            return known
         value = self._make()
         with self._lock:
             # A value that refers to its loop keeps it alive, so the weak key alone does not free it.

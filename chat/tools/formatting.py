@@ -119,7 +119,7 @@ def _row_with_excerpt(session: DeviceSession, table: TableName, found: Data, *, 
 
 
 def _task_facts(session: DeviceSession, found: Data) -> list[str]:
-    facts = []
+    facts: list[str] = []
     status, priority = found.get("status"), found.get("priority")
     if isinstance(status, str) and status in _STATUS_WORDS:
         facts.append(_STATUS_WORDS[status])
@@ -129,9 +129,11 @@ def _task_facts(session: DeviceSession, found: Data) -> list[str]:
         when = dates.format_date(due, session.zone)
         late = when is not None and status != "done" and due < dates.day_start_ms(session.today, session.zone)
         facts.append(f"due {when or 'at a time that cannot be read'}{' (overdue)' if late else ''}")
-    if names := _person_names(found.get("assignee")):
+    if (assignee := found.get("assignee")) and (names := _person_names(assignee)):
         facts.append(f"assigned to {names}")
-    return [*facts, *_reference(session, found, "projectId", "project"), *_review_facts(found)]
+    facts += _reference(session, found, "projectId", "project")
+    facts += _review_facts(found)
+    return facts
 
 
 def _project_facts(session: DeviceSession, found: Data) -> list[str]:
@@ -175,15 +177,16 @@ _FACTS: Final[Mapping[str, Callable[[DeviceSession, Data], list[str]]]] = {
 
 def _reference(session: DeviceSession, found: Data, column: str, word: str) -> list[str]:
     key = found.get(column)
-    if isinstance(key, str) and key in session.named_references:
+    if not isinstance(key, str):
+        return []
+    if key in session.named_references:
         return [f"{word} [{session.aliases.alias(_TABLE_OF_COLUMN[column], key)}]"]
-    if isinstance(key, str) and session.titles.get(key):
+    title = session.titles.get(key, "")
+    if title:
         session.named_references.add(key)
-    return (
-        [f"{word} {title_with_alias(session, _TABLE_OF_COLUMN[column], key, session.titles.get(key, ''))}"]
-        if isinstance(key, str) and is_row_id(key)
-        else []
-    )
+    if not is_row_id(key):
+        return []
+    return [f"{word} {title_with_alias(session, _TABLE_OF_COLUMN[column], key, title)}"]
 
 
 def _person_names(value: object) -> str:
