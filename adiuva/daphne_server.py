@@ -24,7 +24,7 @@ from adiuva.core import shutdown
 from adiuva.core.errors import AdiuvaError
 
 _STATUS_LINE: Final = b"HTTP/1.1 %d %s\r\n"
-# Of a body that an application takes as it comes: so many pieces may wait for it, each of at most 64 KiB.
+# Pieces of a body, each of at most 64 KiB, that may wait for an application that takes them as they come.
 _MOST_WAITING: Final = 16
 _LOOK_AGAIN_S: Final = 0.005
 

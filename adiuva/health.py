@@ -159,7 +159,7 @@ def _redis() -> str:
     except redis.ConnectionError as error:
         return f"Redis does not answer ({type(error).__name__})"
     except redis.ResponseError as error:
-        # Of an answer that has no class of its own, the first word is its code.
+        # Where an answer has no class of its own, its first word is its code.
         code = str(error).partition(" ")[0] if type(error) is redis.ResponseError else type(error).__name__
         return f"Redis takes no writes ({code})"
     except redis.RedisError as error:

@@ -260,8 +260,8 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 ACCESS_TOKEN_LIFE = timedelta(seconds=env.ACCESS_TOKEN_S.read())
-SESSION_LIFE = timedelta(days=60)  # of a refresh token that is not used
-REFRESH_GRACE = timedelta(seconds=30)  # for an answer that was lost on the way
+SESSION_LIFE = timedelta(days=60)  # how long a refresh token lives that is not used
+REFRESH_GRACE = timedelta(seconds=30)  # a used refresh token is accepted so long, in case its answer was lost
 TICKET_LIFE = timedelta(seconds=30)
 LOGIN_URL = "sign-in"
 LOGIN_REDIRECT_URL = "account"

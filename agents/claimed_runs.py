@@ -136,7 +136,7 @@ def lock_queued(queued: QuerySet[Run], *, others: QuerySet[Run]) -> Run | None:
 
 def begin(run: Run) -> ClaimedRun | None:
     """Give a run that `lock_queued` has found to the caller. None: it could not begin, and has ended."""
-    known: Any = run  # with what `lock_queued` has annotated
+    known: Any = run  # has the annotations of `lock_queued`
     now, agent = run.claimed_at, run.agent
     started_before = run.started_at is not None
     if agent is None or agent.device_id != run.device_id:

@@ -31,7 +31,7 @@ from agents.models import Run
 from agents.result_commits import DeviceAnswered
 
 Outcomes = Mapping[UUID, ToolResultBody | AdiuvaError]
-# Of one user, in one delivery.
+# The most runs of one user in one delivery.
 _MAX_RUNS = 1_000
 
 log = structlog.get_logger(__name__)

@@ -242,7 +242,7 @@ class Listing:
     def _count_gone(self) -> None:
         """Count sources that are not listed any more. A copy of one that is gone takes its place."""
         mine = Source.objects.filter(agent_id=self._claimed.agent_id)
-        # Of all that is there, and mostly none has gone, no model instances are made.
+        # No model instances are made: this reads all that is there, and mostly none has gone.
         unlisted = [pk for pk, key in mine.values_list("pk", "key") if bytes(key) not in self._seen]
         if not unlisted:
             return

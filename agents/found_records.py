@@ -24,7 +24,7 @@ from agents.models import FoundRecord, Run, Source
 from agents.reconciliation import KEPT_FIELDS, Change, KnownRecord, Relation
 from agents.record_validation import Record
 
-# Of one document; the latest.
+# The most records that are kept of one document: the latest.
 _MAX_OF_DOCUMENT: Final = 2_000
 _KEPT_CHARS: Final = 1_000
 # How long what was found is kept in case its document comes back, such as with a drive that was not connected.

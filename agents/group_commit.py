@@ -86,7 +86,7 @@ class GroupCommit:
         try:
             new = await db.run(result_commits.commit_results, self._claimed, results, uses, self._meter)
         except BaseException as error:
-            if not isinstance(error, AgentGone):  # which has written them
+            if not isinstance(error, AgentGone):  # AgentGone: commit_results has written them
                 self._meter.give_back(uses)
             for place in places:
                 place.error = error

@@ -86,7 +86,7 @@ class Pipeline:
         self._budget = _CharBudget()
         self._results = GroupCommit(claimed, meter)
         self._deliveries = GroupDelivery(self._deliver)
-        self._identities: dict[bytes, Identity] = {}  # of documents that are in work
+        self._identities: dict[bytes, Identity] = {}  # identities of documents that are being processed
         self._read_before: set[UUID] = set()  # documents with records
         self._may_wait = claimed.records_wait  # records, to be delivered
         self._may_follow = claimed.changes_wait  # changes of sources, to be brought to their rows
@@ -141,7 +141,7 @@ class Pipeline:
             await self.counts.add(hold=extractor is None, phase=Run.Phase.EXTRACTING)
             for _ in range(lanes if extractor else 0):
                 await documents.put(None)
-        if self._spent:  # what was under way is done and delivered
+        if self._spent:  # everything under way is done and delivered
             raise self._spent
         await self.source.finish()
         await self.counts.add(hold=extractor is None, phase=Run.Phase.DELIVERING)

@@ -17,8 +17,8 @@ from uuid import UUID
 from adiuva.devices.tables import TABLES
 from agents.record_validation import ENTITIES, Record, Verdict, date_of, people_of
 
-# Of an agent's own, the document says what becomes of them. Of another agent's, that agent asks. Those of another
-# document, of which this one is a copy, only say what is a repeat.
+# The document decides about an agent's own records, and another agent about its records. Records of another document,
+# of which this one is a copy, only tell what is a repeat.
 Relation = Literal["own", "other_agent", "other_document"]
 # What is kept of a record, to recognize it and to tell a change.
 KEPT_FIELDS: Final = ("title", "name", "dueDate", "date", "assignee", "status", "priority")

@@ -19,7 +19,7 @@ from agents.field_values import MAX_TITLE_CHARS, BadValue, read_value
 
 __all__ = ["MAX_RECORDS", "MAX_TITLE_CHARS", "Record", "RecordRules", "RejectedRecord", "Verdict"]
 
-# Of one model call.
+# The most records in one answer of the model.
 MAX_RECORDS: Final = 500
 # A row is sent before the rows that may refer to it.
 _ORDER: Final = {

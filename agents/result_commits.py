@@ -36,9 +36,9 @@ from billing import usage
 
 # Records of a document are numbered from a multiple of this, so that they keep their order within the run.
 _POSITIONS_PER_DOCUMENT: Final = 1_000
-# Of a device's reason for refusing a record.
+# The longest reason of a device for refusing a record that is kept.
 _REASON_CHARS: Final = 1_000
-# Of a title in the journal, and entries about repeats in one document.
+# The longest title in the journal, and in entries about repeats in one document.
 _TITLE_CHARS: Final = 200
 _MAX_REPEATS: Final = 50
 

@@ -56,7 +56,7 @@ class RunLoop:
         self._woken: asyncio.Event
         self._tasks: dict[asyncio.Task[None], Execution] = {}
         self._backlog = False  # whether runs were left queued when the loop last claimed
-        self._messages = 0  # that runs were queued
+        self._messages = 0  # messages saying that runs were queued
 
     def start(self) -> None:
         """Start the loop on a thread of its own, unless it runs or was stopped."""

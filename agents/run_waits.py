@@ -101,7 +101,7 @@ class RunWaits:
         try:
             while self._waits:
                 try:
-                    asked = list(self._waits)  # who joins during the look was not asked about
+                    asked = list(self._waits)  # runs that join during the look were not asked about
                     self._tell(asked, await db.run(self._look, {wait.run_id for wait in asked}))
                 except Exception as error:
                     # The next look may succeed; and each wait has an end.

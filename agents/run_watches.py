@@ -27,7 +27,7 @@ State = Watch.State
 # Runs that may be started within an hour from one conversation, and from all chats of a user.
 MOST_AN_HOUR: Final = 10
 MOST_AN_HOUR_OF_USER: Final = 30
-# Of the user's words.
+# The most of the user's words that are kept.
 _ASKED_CHARS: Final = 4_000
 # Ends that one turn tells.
 MOST_AT_ONCE: Final = 8
@@ -204,9 +204,7 @@ def postpone(turn_id: UUID, seconds: float) -> None:
     """Let what a turn has held be due after this time, not before: the model's provider has named it."""
     until = Now() + dt.timedelta(seconds=min(seconds, _LONGEST_PAUSE_S))
     held = Watch.objects.filter(turn=turn_id, state=State.HELD)
-    held.update(
-        not_before=Greatest(F("not_before"), until)
-    )  # of values, the one that is none counts for nothing
+    held.update(not_before=Greatest(F("not_before"), until))  # PostgreSQL ignores values that are NULL
 
 
 def try_again(chosen: QuerySet[Watch]) -> int:

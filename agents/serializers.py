@@ -31,7 +31,7 @@ from integrations.errors import OLD_TOKEN_FIELD, old_token_error
 from integrations.models import Provider
 
 FAMILY_HELP = "`local` or `cloud`, for deployed clients; `agent_kind` is exact."
-# Of what deserves attention after an agent was made or changed.
+# Warnings about an agent after it was made or changed.
 _UNKNOWN_DEVICE: Final = gettext_noop(
     "None of your devices has called itself “{device}” yet: the agent's runs wait until one does. "
     "GET /api/v1/devices lists those that have connected."

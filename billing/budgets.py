@@ -133,9 +133,9 @@ class BudgetedMeter(Meter):
     _is_known: bool = False  # whether _limits has been looked up
     _has_held: bool = False
     _held: int = 0
-    _used: int = 0  # of what is held
+    _used: int = 0  # the part of the hold that is used
     _pending: int = 0  # the most that requests under way may cost
-    _spent: int = 0  # of the user's month, when it was last looked at
+    _spent: int = 0  # what the user's month had spent when it was last read
     _cap: int = 0
     _reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
     _ended: asyncio.Event = field(
@@ -237,7 +237,7 @@ class BudgetedMeter(Meter):
 
     def settlement(self, cost: int, *, is_over: bool) -> dict[str, Any]:
         """The parameters by which SETTLE_SQL pays so much from what is held."""
-        if not self._is_known and cost:  # of requests that are not admitted, such as for vectors
+        if not self._is_known and cost:  # requests that need no admission, such as those for vectors
             with contextlib.suppress(BudgetSpent):
                 self._find_limits()
         ids = self._limits.ids if self._limits else ()

@@ -82,7 +82,7 @@ def used_values(
     user_id: UUID, purpose: Purpose | str, uses: Sequence[ModelUse], agent: UUID | None = None
 ) -> dict[str, Any]:
     """The parameters of USED_SQL."""
-    # Of one width, whatever their size: a prepared statement is one for each.
+    # All numbers have one width, whatever their size: a statement is prepared for each width.
     lists = {f"use_{name}": [Int8(getattr(use, name)) for use in uses] for name in _COUNTS}
     models = [use.model for use in uses]
     return {

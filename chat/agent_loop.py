@@ -232,7 +232,7 @@ async def _stream_answer(
                         context.note_answer(delta)
                         ended_by = reason
     if ended_by == "content_filter":
-        calls.clear()  # what a filter has cut must not be carried out
+        calls.clear()  # calls that a filter has cut must not be carried out
     return answer_message("".join(texts), calls, is_cut_off=ended_by == "length"), ended_by
 
 

@@ -182,7 +182,7 @@ class _Call:
 
     def shorten_results(self) -> None:
         places = [place for place, one in enumerate(self.messages) if isinstance(one, ToolMessage)]
-        for _ in range(4):  # what is cut also loses escapes, so a part of the excess remains at first
+        for _ in range(4):  # cutting also removes escapes, so a part of the excess remains at first
             if (excess := self.excess) <= 0:
                 return
             long = [place for place in places if len(str(self.messages[place].content)) > _LEAST_RESULT_CHARS]

@@ -73,7 +73,7 @@ class RunNotes:
     def __init__(self, *, is_due: bool = False) -> None:
         self.is_due, self.asked = is_due, False
         self.told: list[uuid.UUID] = []
-        self._unread: list[uuid.UUID] = []  # what the model was given and has not answered yet
+        self._unread: list[uuid.UUID] = []  # notes that the model was given and has not answered yet
 
     async def take(self, place: ChatPlace, fence: int) -> Note | None:
         """Return what is due in a turn's chat, for the turn to tell. None if there

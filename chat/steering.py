@@ -25,7 +25,7 @@ from chat.turn_queue import MAX_UNREAD, TooManySteers
 @dataclass(frozen=True)
 class _Steer:
     said: Steered
-    read: asyncio.Future[bool] | None = None  # of one that is only in memory
+    read: asyncio.Future[bool] | None = None  # set for a message that is only in memory
 
     def settle(self, is_read: bool) -> None:
         if self.read is not None and not self.read.done():

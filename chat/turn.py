@@ -175,7 +175,7 @@ class LiveTurn:
         self.finish, self.code = (
             "error",
             ServerRestarting.code,
-        )  # for a caller who waits for it in this process
+        )  # a caller may wait for it in this process
         self.ended.set()
         self.has_come_up.set()
         self._steers.close()
@@ -244,7 +244,7 @@ class LiveTurn:
         """The request that a message to this turn becomes, which waits and joins the turn if it has not ended. Without
         a conversation, for use once it has."""
         request = self.request
-        if request.origin is not None:  # what its app said is not the user's
+        if request.origin is not None:  # the app's words are not the user's
             request = replace(request, origin=None, context="", memory=True)
         if self.claimed.conversation_id is not None:
             joins = None if self.ended.is_set() else self.claimed.turn_id

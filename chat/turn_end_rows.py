@@ -33,7 +33,7 @@ RETURNING conversation_id
 _END_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_SQL)
 _END_AND_SETTLE_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_AND_PAID_SQL)
 
-# Of a conversation and its account, in the order in which all others lock them.
+# Locks a conversation and its account, in the order in which all others lock them.
 _LOCK_SQL: Final = """
 WITH account AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE)
 SELECT conversation.id FROM chat_conversation AS conversation JOIN account ON conversation.user_id = account.id
@@ -147,7 +147,9 @@ def _row_of(claimed: ClaimedTurn, result: TurnOutcome) -> dict[str, uuid.UUID | 
     listed, used = result.foreign.listed(), result.usage
     return {
         "turn": claimed.turn_id,
-        "tool_calls": Int8(result.tool_calls),  # of one width, as a prepared statement is one for each
+        "tool_calls": Int8(
+            result.tool_calls
+        ),  # all numbers have one width: a statement is prepared for each width
         "mutations": Int8(len(result.mutations)),
         "foreign": Turn.foreign.seal(claimed.cipher, listed, claimed.turn_id) if listed else None,
         "model": used.model or "",

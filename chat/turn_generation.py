@@ -70,7 +70,7 @@ DOMAINS: Final[dict[str, Domain]] = {
 }
 
 
-# Of a turn that follows up a run.
+# The most model calls of a turn that follows up a run.
 _MOST_CALLS_OF_FOLLOW_UP: Final = 6
 _MOST_S_OF_FOLLOW_UP: Final = 120.0
 

@@ -33,7 +33,7 @@ from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest, RunEnds
 
 MAX_WAITING: Final = 8
-# Of messages that were said to a turn that runs and that its model has not read yet, each besides those that wait.
+# The most messages to a running turn that its model has not read yet. They count besides the turns that wait.
 MAX_UNREAD: Final = 16
 # The code of a request that ended because the turn that ran has read it.
 JOINED: Final = "joined"

@@ -47,7 +47,7 @@ _KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
 _MAX_FOLDERS: Final = 1_000
 # Exchange refuses queries that it finds too complex; with more senders, they are checked only here.
 _MAX_SENDERS_IN_QUERY: Final = 10
-# Of a message's attachments, the first so many and no larger ones are read; others are listed by name.
+# The most attachments of a message that are read; larger ones and further ones are only listed by name.
 _MAX_ATTACHED: Final = 10
 _MAX_ATTACHED_BYTES: Final = 1024 * 1024
 _MAX_NESTED_BYTES: Final = 5 * 1024 * 1024

@@ -34,7 +34,7 @@ _CONCURRENCY: Final = 4
 _MAX_MEMORIES: Final = 200
 _CLAIM_FOR_S: Final = 60.0
 _LEASE: Final = dt.timedelta(hours=1)
-# Of one memory; well below the lease.
+# The longest time for one memory; well below the lease.
 _TIMEOUT_S: Final = 45 * 60.0
 # Where nothing is new: patterns lose confidence with time, and entries expire.
 _IDLE_INTERVAL: Final = dt.timedelta(days=7)

@@ -42,7 +42,7 @@ MAX_ENTRIES: Final = {
     Tier.EPISODIC: 20_000,
     Tier.PROACTIVE: 500,
 }
-# Of one user; the oldest make room.
+# The most proposals of one user; the oldest make room.
 MAX_PROPOSALS: Final = 200
 _CONSOLIDATE_AFTER: Final = dt.timedelta(hours=24)
 

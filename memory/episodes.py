@@ -39,7 +39,7 @@ from memory.models import EntrySource, Exchange, SourceKind, Tier
 from memory.preferences import readable_tiers
 
 MAX_SUMMARY_CHARS: Final = 2_000
-# Of the exchanges that the model is shown.
+# The most characters of exchanges that the model is shown.
 _MATERIAL_CHARS: Final = 48_000
 _LEASE: Final = dt.timedelta(minutes=10)
 # Well below the lease.

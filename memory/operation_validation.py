@@ -19,7 +19,7 @@ from memory.entry_content import MAX_KEY_CHARS
 from memory.models import Tier
 from memory.terms import is_printable
 
-# Of one answer.
+# The most operations of one answer.
 MAX_OPERATIONS: Final = 30
 MAX_CONTENT_CHARS: Final = 600
 _WRITABLE_TIERS: Final = (Tier.CORE, Tier.ASSOCIATIVE)

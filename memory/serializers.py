@@ -16,7 +16,7 @@ from memory.entry_content import MAX_CONTENT_CHARS, MAX_KEY_CHARS
 from memory.models import Entry, EntrySource, SourceKind, Tier
 from memory.search import MAX_QUESTION_CHARS
 
-# Of a text to embed.
+# The longest text to embed.
 MAX_TEXT_CHARS: Final = 20_000
 FORGET_EVERYTHING_PHRASE: Final = "forget everything"
 MAX_SEARCH_RESULTS: Final = 100

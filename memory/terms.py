@@ -8,7 +8,7 @@ from typing import Final
 
 from adiuva.core.crypto import UserCipher
 
-# Of one text.
+# The most terms of one text.
 MAX_TERMS: Final = 300
 _READ_CHARS: Final = 20_000
 # Combining marks belong to words: without its vowel signs, Hindi would fall apart into single letters.

@@ -106,7 +106,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
             return _of_tier(*mine)
         current = self.request.query_params.get("current") or "true"
         if current not in _LISTS:
-            _query(EntryQuerySerializer, self.request)  # which says what is wrong with it
+            _query(EntryQuerySerializer, self.request)  # raises with what is wrong about it
         return _LISTS[current].of(*mine)
 
     def get_serializer_class(self) -> Any:

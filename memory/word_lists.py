@@ -111,7 +111,7 @@ REMEMBER: Final = (
     *("ricord", "annota", "segna", "cambi", "corregg", "sostitu", "aggiorn"),
     *("recuerd", "anota", "apunta", "cambi", "corrig", "corrij", "actualiz", "reemplaz"),
 )
-# That something has ended, without a denial.
+# Words that say that something has ended, without a denial.
 ENDED: Final = _words("""
 longer over cancelled canceled ended finished stopped quit gone obsolete outdated wrong
 vorbei abgesagt beendet erledigt hinfällig falsch aufgehört

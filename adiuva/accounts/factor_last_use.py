@@ -6,7 +6,7 @@ from datetime import datetime
 
 from adiuva.accounts.models import Passkey, RecoveryCode, Totp, User
 
-_STEP_S = 30  # of Totp.last_step
+_STEP_S = 30  # seconds that one step of Totp.last_step lasts
 
 
 def used_since(user: User, moment: datetime) -> bool:

@@ -24,11 +24,11 @@ Role = Literal["worker", "beat", "worker:runs", "worker:short"]
 LANES: Final[Mapping[str, Role]] = {"runs": "worker:runs", "short": "worker:short"}
 
 INTERVAL_S = 10.0  # between a worker's heartbeats
-ALIVE_FOR_S = 30  # after its last heartbeat a node counts as dead
+ALIVE_FOR_S = 30  # a node counts as dead so long after its last heartbeat
 
 log = structlog.get_logger(__name__)
 
-_beat_thread = 0  # in which this process's beat runs, if it has one
+_beat_thread = 0  # the id of the thread in which this process's beat runs, if it has one
 
 
 def _redis() -> redis.Redis:

@@ -28,7 +28,7 @@ _QUERY = re.compile(r"\?[^\s\"']*")
 _TASK_WORDS: Final = frozenset({"name", "id", "description", "hostname"})
 _PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>|\(\?P<(\w+)>([^)]*)\)")
 _PROJECT_DIR: Final = f"{Path(__file__).resolve().parents[2]}/"
-_MAX_FRAMES: Final = 20  # of one error; the innermost are kept
+_MAX_FRAMES: Final = 20  # the innermost frames of one error are kept
 _MAX_CAUSES: Final = 5
 
 _failures_lock = threading.Lock()

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Model)
 
-# Of a list that is longer, so many rows are counted, and so many are passed over: either reads an entry of the index
-# for each.
+# A longer list is counted up to this number of rows, and pages beyond it are refused: counting and skipping both read
+# an entry of the index for each row.
 MOST_COUNTED: Final = 100_000
 _MAX_CURSOR_CHARS: Final = 500
 

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import CASCADE, ForeignObjectRel, Model, QuerySet
 
 BATCH: Final = 1_000
-# Of rows that others belong to, which are looked for in each table of those.
+# Rows that others belong to are deleted in batches of this size: those others are looked for in each of their tables.
 _WHOLES: Final = 100
 # In one call of what runs by a schedule; its next call goes on.
 MOST: Final = 50_000

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 _CHECK_INTERVAL_S: Final = 0.25  # how often the connection is looked after
 _RECONNECT_PAUSE_S: Final = 1.0
-_PING_AFTER_S: Final = 10.0  # of silence; the PING shows whether Redis still answers
+_PING_AFTER_S: Final = 10.0  # after so much silence a PING shows whether Redis still answers
 ANSWER_TIMEOUT_S: Final = 10.0
 
 # What became of a command: the number that Redis answered (of something published, how many subscribers got it),

@@ -9,7 +9,7 @@ import orjson
 from rest_framework import renderers
 from rest_framework.utils.encoders import JSONEncoder
 
-_as_plain: Final = JSONEncoder().default  # of what orjson does not know
+_as_plain: Final = JSONEncoder().default  # makes plain values of what orjson does not know
 
 
 class JSONRenderer(renderers.JSONRenderer):

@@ -132,7 +132,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             return False
         try:
             return self.take_text(text)
-        except Exception as error:  # of which `receive` then tells the peer
+        except Exception as error:  # `receive` then tells the peer of it
             log_failure("socket.handler_failed", error, logger=log, handler="take_text")
             return False
 

@@ -132,7 +132,7 @@ class CallBatches:
         finally:
             for call_id in futures:
                 self._link.pending.remove(call_id)
-        for failure in (NotSent, DeviceUnreachable):  # of a batch, all calls are sent or none is
+        for failure in (NotSent, DeviceUnreachable):  # all calls of a batch are sent, or none is
             if found and all(isinstance(answer, failure) for answer in found):
                 raise failure
         return dict(zip(futures, found, strict=True))

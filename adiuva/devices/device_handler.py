@@ -91,7 +91,7 @@ class DeviceHandler:
         socket.close_timeout_s = settings.SOCKET["pong_timeout_s"]
         self.user_id: uuid.UUID
         self.session_id: uuid.UUID
-        # Of the user: their plan, and their language.
+        # The user's plan and language.
         self.tier = self.locale = ""
         # Set by the hello.
         self.pk: uuid.UUID | None = None

@@ -69,13 +69,13 @@ class RowUndo:
         self.restored: list[tuple[RowChange, Data]] = []
         self._link, self._cipher, self._key, self._changes = link, cipher, key, changes
         self._references = RowReferences(link)
-        self._new_ids: dict[str, str] = {}  # of rows that were inserted again
+        self._new_ids: dict[str, str] = {}  # rows that were inserted again have new ids
 
     async def run(self) -> None:
         """Set `undone` of each change that was taken back. Raises like a link's call, with what was done until then."""
         left = [change for change in self._changes if not change.undone]
         unchanged = await self._unchanged([change for change in left if change.action != "delete"])
-        for table in reversed(DELETION_ORDER):  # what others refer to comes back first
+        for table in reversed(DELETION_ORDER):  # rows that others refer to come back first
             for change in left:
                 if change.action == "delete" and change.table == table:
                     await self._insert_again(change)

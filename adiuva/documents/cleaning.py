@@ -33,7 +33,7 @@ _LINES: Final = re.compile(
     r"(?:\n[ \t]?(?:[A-Za-z0-9+/]{2,159}={1,2}|(?=[^\n]{0,159}\d)(?=[^\n]{0,159}[A-Z])(?:[A-Za-z0-9+/]{4}){1,39})"
     r"(?![^\n]))?"
 )
-# Of each byte whether it is of encoded data ("a"), a control character that is removed (1), or neither.
+# For each byte: whether it belongs to encoded data ("a"), is a control character that is removed (1), or neither.
 _MARKS: Final = bytes(
     ord("a")
     if chr(byte).isascii() and (chr(byte).isalnum() or chr(byte) in "+/")

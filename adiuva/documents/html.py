@@ -104,7 +104,7 @@ class _Reader:
         self._open: list[_Open] = []
         self._hidden = 0
         self._preformatted = 0
-        self._lists: list[int | None] = []  # of each list its next number; None if it has bullets
+        self._lists: list[int | None] = []  # each list's next number; None if it has bullets
         self._tables: list[_Table] = []
         self._seen_tables = 0
         self._in_title = self._in_style = False
@@ -279,7 +279,7 @@ def _data_tables(found: list[Token]) -> list[bool]:
     """For each table, in order, whether it holds data: several columns, no table inside, no long cells."""
     results: list[bool] = []
     open_tables: list[int] = []
-    widths: list[list[int]] = []  # of each open table: the cells of its row, and of its widest row
+    widths: list[list[int]] = []  # for each open table: the cells of its row, and of its widest row
     chars = 0
     for token in found:
         if isinstance(token, str):

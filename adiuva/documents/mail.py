@@ -44,7 +44,7 @@ _CALENDARS: Final = frozenset(
 _TEXTS: Final = frozenset(
     {"text/plain", "text/markdown", "text/x-markdown", "text/csv", "text/tab-separated-values", "text/html"}
 )
-# Of attachments whose type says nothing, or that were typed by a program that did not know better.
+# The kinds of attachments whose type says nothing, or was written by a program that did not know better.
 _BY_SUFFIX: Final = {
     ".ics": "text/calendar",
     ".vcf": "text/vcard",
@@ -289,7 +289,7 @@ def _alternatives(children: list[Message], found: _Found, depth: int) -> str:
     if len(plain_words) < _MAX_STUB_WORDS and _STUB.search(plain):
         return rich
     if _MARKED.search(rich) and not _MARKED.search(plain):
-        return rich  # what is struck out or ticked is told only there
+        return rich  # only this form tells what is struck out or ticked
     if not rich_words or len(rich_words & plain_words) >= _SAME_SHARE * len(rich_words):
         return plain
     if len(rich_words & plain_words) >= _SAME_SHARE * len(plain_words):

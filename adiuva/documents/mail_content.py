@@ -119,7 +119,7 @@ def unwrap_signed(der: bytes) -> bytes | None:
 def _octets(der: bytes, items: list[tuple[int, int, int]]) -> bytes:
     pieces: list[bytes] = []
     for tag, start, end in items:
-        if tag == 0x24:  # in pieces
+        if tag == 0x24:  # the string comes in pieces
             pieces += [der[begin:stop] for inner, begin, stop in _children(der, start, end) if inner == 0x04]
         elif tag == 0x04:
             pieces.append(der[start:end])

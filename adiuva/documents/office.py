@@ -167,7 +167,7 @@ def read_sheets(raw: bytes, kind: str) -> Document:
     try:
         head = _core_head(Archive(raw))
     except Unreadable:
-        head = Head()  # of the older kind
+        head = Head()  # files of the older kind have none
     return Document(clean("\n\n".join(shown)) + "\n", kind, head, problems=tuple(problems))
 
 

@@ -189,7 +189,7 @@ def _records(text: str, lines: list[tuple[int, int]]) -> list[_Unit]:
 def _pack(text: str, units: list[_Unit], most: int) -> list[tuple[int, int]]:
     """The places where the text is cut, as pairs of start and end."""
     pieces: list[tuple[int, int]] = []
-    start, first = 0, 0  # of the part that is being filled: its character, its first unit
+    start, first = 0, 0  # where the part that is being filled starts: its character, its first unit
     for place, unit in enumerate(units):
         if unit.end - start <= most:
             continue

@@ -185,7 +185,7 @@ def serve(listening: socket.socket, accept: Callable[[], socket.socket]) -> Fork
     while True:
         ready = {number for number, _ in poll.poll()}
         for pid, connection in connections.items():
-            if connection.fileno() in ready:  # who asked for it closed it, or has ended
+            if connection.fileno() in ready:  # the process that asked for it closed it, or has ended
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
         if wakeup_read in ready:

@@ -66,7 +66,7 @@ _APPLICATION = (
 
 
 def main() -> None:
-    gc.disable()  # what is imported stays
+    gc.disable()  # imported modules stay for ever
     if sys.argv[1:] == ["django"]:
         try:
             _set_up_application()

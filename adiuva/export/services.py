@@ -26,7 +26,7 @@ MAX_PER_DAY: Final = 5
 MAX_ATTEMPTS: Final = 3
 _NUDGE_AGAIN: Final = dt.timedelta(seconds=60)
 _ROWS_KEPT: Final = dt.timedelta(days=30)
-_AT_ONCE: Final = 50  # of a kind in one sweep; the next goes on
+_AT_ONCE: Final = 50  # rows of a kind in one sweep; the next sweep continues
 
 
 class ExportNotFound(NotFound):

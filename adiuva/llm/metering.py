@@ -23,7 +23,8 @@ from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.prices import Price, find_price
 from adiuva.llm.types import Delta, Finish, ModelRequest, OnText, Reply, Text, ToolCall, Usage
 
-# Of an answer; its own ratio is learnt beside that of requests (adiuva.llm.context_window).
+# The first guess of an answer's bytes for each token. The ratio of requests is learnt separately
+# (adiuva.llm.context_window).
 _FIRST_BYTES_PER_TOKEN: Final = 4.0
 _BYTES_PER_TOKEN_BOUNDS: Final = (1.0, 8.0)
 _LEARNING_RATE: Final = 0.2
@@ -216,7 +217,7 @@ class _Attempt:
     price: Price | None = None
     most_micro: int | None = None
     usage: Usage | None = None
-    size: int = 0  # of the answer, in bytes
+    size: int = 0  # the answer's bytes
 
     def estimate_most(self) -> int | None:
         if self.price is None:

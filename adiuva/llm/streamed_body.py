@@ -22,9 +22,9 @@ from adiuva.llm.stream_coalescing import pacer
 
 # What a connection may bring before its body is taken over; with more, aiohttp keeps it.
 _MAX_HEAD_BYTES: Final = 128 * 1024
-# Of a body that nobody waits for, so much is kept before the connection is read no further.
+# The bytes of a body that are kept while nobody reads it; then the connection is read no further.
 _MAX_WAITING_BYTES: Final = 256 * 1024
-# Of a chunk's size and its extensions, or a line behind the last chunk.
+# The longest line with a chunk's size and extensions, or behind the last chunk.
 _MAX_LINE_BYTES: Final = 4096
 _MAX_TRAILERS: Final = 64
 _MAX_SIZE_DIGITS: Final = 8
@@ -74,9 +74,9 @@ class ChunkDecoder:
 
     def __init__(self) -> None:
         self.ended = False
-        self.rest = b""  # what came behind the end
+        self.rest = b""  # bytes that came behind the end
         self._line = b""  # a line whose end has not arrived
-        self._left = 0  # of a chunk
+        self._left = 0  # bytes of the current chunk that are still to come
         self._trailers = -1  # lines behind the last chunk; -1 before it
         self._is_behind_chunk = False  # the line end behind a chunk has not arrived
 

@@ -35,7 +35,8 @@ FIRST_BACKOFF_S = 0.5
 # A longer Retry-After is raised to the caller instead of waited for.
 MAX_RETRY_AFTER_S = 60.0
 
-# For whom the running task asks, so that one user's calls leave room for the others'. None: for nobody in particular.
+# The user for whom the running task asks, so that one user's calls leave room for the others'. None: for nobody in
+# particular.
 caller: ContextVar[UUID | None] = ContextVar("caller", default=None)
 
 T = TypeVar("T")

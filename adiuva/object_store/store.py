@@ -29,7 +29,7 @@ from django.conf import settings
 from adiuva.core.errors import AdiuvaError, Unavailable
 
 PREFIX: Final = "v1"
-PIECE_BYTES: Final = 1024 * 1024  # what readers yield at once
+PIECE_BYTES: Final = 1024 * 1024  # readers yield pieces of this size
 SHARDS: Final = tuple(f"{PREFIX}/{number:02x}" for number in range(256))
 
 

@@ -21,9 +21,9 @@ from adiuva.sanitizer.prompt_leaks import PromptLeakStage
 # No digits, and nothing that opens or closes what a stage looks for.
 _PLAIN: Final = re.compile(r"[A-Za-z ,.;:'\"?*|\n-]*")
 _WORD: Final = re.compile(r"[a-z]+")
-# Of the addresses that links.py looks for, only these can be written with plain characters.
+# The only beginning of an address that links.py looks for and that plain characters can write.
 _ADDRESS: Final = "www."
-# Of the words that internal_names.py looks for.
+# The only word that internal_names.py looks for and that plain characters can write.
 _LABEL: Final = "id"
 _ENDS_OF_BEGUN: Final = frozenset("htpsfw:")
 _MEANS_SOMETHING_BEFORE_A_LETTER: Final = ("]", "!", "<")

@@ -24,7 +24,7 @@ from billing.models import Use
 from chat.models import Turn
 
 MAX_ROWS: Final = 100_000
-_MAX_COUNTED: Final = 10_000  # of tables whose size is otherwise estimated
+_MAX_COUNTED: Final = 10_000  # larger tables are estimated
 _MAX_CODES: Final = 15
 _BAD_STATES: Final = {"error", "timeout", "partial", "limit"}
 

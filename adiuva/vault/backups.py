@@ -17,7 +17,7 @@ from adiuva.vault.uploads import Whole
 
 log = structlog.get_logger(__name__)
 
-MAX_MS: Final = 2**53 - 1  # what JavaScript can say
+MAX_MS: Final = 2**53 - 1  # the largest integer in JavaScript
 
 
 @dataclass(frozen=True, slots=True)

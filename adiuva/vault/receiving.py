@@ -60,7 +60,7 @@ class Receiver:
     def __init__(self, upload: Upload, lease: Lease[Upload], sink: Sink, check: PartChecksum | None) -> None:
         self.upload, self._lease, self._sink, self._check = upload, lease, sink, check
         self.offset = self._saved = upload.offset
-        # Of the whole, if this request brings all of it: then nothing has to be read again.
+        # The hash of the whole, if this request brings all of it: then nothing has to be read again.
         self._whole: _Hash | None = hashlib.sha256() if upload.offset == 0 else None
         self._part = hashlib.new(check.algorithm, usedforsecurity=False) if check is not None else None
         self._renewed = time.monotonic()

@@ -37,7 +37,7 @@ from agents.models import Agent, AgentType
 from integrations.models import Provider
 
 MAX_DOCUMENTS: Final = 3
-# Of each document; its beginning shows well enough what would be found.
+# The beginning of each document that is read; it shows well enough what would be found.
 _DOCUMENT_CHARS: Final = 2 * PART_CHARS
 # Smaller files are preferred.
 _LARGE_BYTES: Final = 256 * 1024

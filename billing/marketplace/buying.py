@@ -22,7 +22,7 @@ from billing.payments.stripe_api import StripeAway
 from billing.payments.stripe_jobs import NotPossible
 
 State = PluginPurchase.State
-# Of a plugin that was revoked, sales of so many days are given back.
+# Sales of the last so many days are given back when a plugin is revoked.
 REVOKED_REFUNDS: Final = dt.timedelta(days=30)
 
 

@@ -28,7 +28,7 @@ from billing.marketplace.user_models import (
 from billing.payments.copies import COPY_FIELDS
 
 Rows = Iterator[dict[str, Any]]
-# Of a purchase: what of it is its developer's.
+# The columns of a purchase that are its developer's.
 _OF_DEVELOPER: Final = (
     "developer",
     "due_cents",

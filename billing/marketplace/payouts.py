@@ -102,7 +102,7 @@ def _take_back(developer: Developer, sale: PluginPurchase) -> None:
         if stripe_jobs.drop_unsent(StripeJob.Kind.TRANSFER, str(unsent.pk)):
             _end(unsent, sale, State.DROPPED)
     if sent.filter(state=State.OPEN).exists():
-        return  # what becomes of it is known soon, and then this is done again
+        return  # its outcome is known soon, and then this is done again
     own_first = (*sent, *developer.payments.filter(kind=Kind.TRANSFER).exclude(purchase=sale))
     for transfer in own_first:
         excess = sale.settled_cents - sale.due_cents

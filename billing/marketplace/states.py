@@ -56,7 +56,7 @@ def locked(version_id: UUID) -> PluginVersion:
 def move(version: PluginVersion, to: State, **changes: Any) -> None:
     """Take a locked version to another state, and its plugin's offer with it. Raises WrongState."""
     if to not in NEXT[version.state] or (version.state == State.REVOKED and "before_revoked" not in changes):
-        raise WrongState(version.state)  # what is revoked only its restoring takes back
+        raise WrongState(version.state)  # only restoring takes a revocation back
     before, version.state = version.state, to
     for name, value in changes.items():
         setattr(version, name, value)

@@ -113,7 +113,7 @@ class SignIn(models.Model):
     challenge = models.CharField(max_length=64, blank=True, help_text="Of an app, which finishes it itself.")
     expires_at = models.DateTimeField(db_index=True)
     returned_at = models.DateTimeField(null=True)
-    # Of one that waits for the password of an account that exists, and of one that waits for the app.
+    # The hash of the next step's word, while it waits for the password of an account that exists, or for the app.
     next_hash = models.BinaryField(null=True, unique=True)
     person = SealedTextField(null=True)  # with the key of the team's owner: what the provider said
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, null=True, related_name="+")

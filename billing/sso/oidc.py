@@ -186,7 +186,7 @@ def _fetch_keys(meta: Metadata) -> list[_Key]:
         try:
             key = jwt.PyJWK(entry)
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
-            continue  # of a kind that we do not know
+            continue  # a key of a kind that we do not know
         keys.append(_Key(key.key_id, str(key.key_type), str(entry.get("alg") or ""), key.key))
     _keys.set(meta.jwks_uri, keys)
     return keys

@@ -220,7 +220,7 @@ def finish_app(*, code: str, verifier: str, user_agent: str = "") -> Session:
     row = rows.select_related("provider__team", "user").first()
     if row is None or not verifier or not hmac.compare_digest(nonces.s256(verifier), row.challenge):
         raise SsoExpired
-    if not rows.update(next_hash=None):  # of several at once, one
+    if not rows.update(next_hash=None):  # one of several at once gets it
         raise SsoExpired
     assert row.user is not None
     done = Recognised(row.user, row.provider, _kept_person(row))

@@ -70,7 +70,7 @@ def to_bytes(message: Message) -> bytes:
     elif isinstance(payload, list):
         body = b"\n".join(to_bytes(part) for part in payload if isinstance(part, Message))
     else:
-        content = message.get_payload(decode=True)  # which has no transfer encoding
+        content = message.get_payload(decode=True)  # this part has no transfer encoding
         body = content if isinstance(content, bytes) else b""
         if kind != "message/rfc822":
             body = base64.b64encode(body)

@@ -32,7 +32,7 @@ class _JSONLoader(JsonbBinaryLoader):
 
 class DatabaseOperations(operations.DatabaseOperations):
     def last_executed_query(self, cursor: Any, sql: Any, params: Any) -> str:
-        # Of a prepared statement psycopg keeps no text. Then it is shown without its values.
+        # psycopg keeps no text of a prepared statement. Then it is shown without its values.
         return super().last_executed_query(cursor, sql, params) or str(sql)
 
 

@@ -52,7 +52,7 @@ class BackupRefused(DeviceError):
 @dataclass(frozen=True)
 class MadeBackup:
     timestamp_ms: int
-    size: int  # of what was sent: sealed, in bytes
+    size: int  # bytes that were sent, sealed
     is_whole: bool
 
 

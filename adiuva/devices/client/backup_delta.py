@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 
 from adiuva.devices.client.sealed_file import DamagedFile
 
-FORMAT: Final = 2  # of a backup that is a difference; what is whole has sealed_file's
+FORMAT: Final = 2  # the format of a difference; a whole backup has that of sealed_file
 BLOCK: Final = 64 * 1024
 _MAGIC: Final = b"ADIUVAD1"
 # magic, size and SHA-256 of the result, time (ms) and SHA-256 of the base, how many blocks follow

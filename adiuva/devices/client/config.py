@@ -20,7 +20,7 @@ class DeviceConfig:
     grants: Sequence[Path | str] = ()  # folders whose files the user's agents may read
     email: str | None = None
     password: str | None = field(default=None, repr=False)
-    # Of an authenticator app, or a recovery code, if the account asks for one.
+    # The code of an authenticator app, or a recovery code, if the account asks for one.
     code: str | None = field(default=None, repr=False)
     access_token: str | None = field(default=None, repr=False)
     refresh_token: str | None = field(default=None, repr=False)

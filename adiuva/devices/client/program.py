@@ -98,7 +98,7 @@ class Program:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._applied = self._refused = 0
-        self._typed = b""  # of a line that is not complete
+        self._typed = b""  # the beginning of a line that is not complete
 
     def run(self, options: dict[str, Any]) -> None:
         """`options` are those of the command line. Raises DeviceError."""

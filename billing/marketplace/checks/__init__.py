@@ -18,7 +18,7 @@ from billing.marketplace.package import BadPackage, Package, PackageFile
 
 # Nobody reviews more, and each check reads all of it.
 MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
-# Of one check about one file.
+# The most findings of one check about one file.
 _MOST_OF_ONE: Final = 10
 
 FileCheck = Callable[[Manifest, PackageFile], Iterator[Finding]]

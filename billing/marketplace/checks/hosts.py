@@ -22,7 +22,7 @@ _SHORTENERS: Final = frozenset(
 )
 _ADDRESS: Final = re.compile(
     r"\b(?:https?|wss?|ftp|file)\s*:\s*//[^\s\"'`<>)\]}\\]{1,2000}"
-    r"|(?<=[\"'`(=])//(?:[\w-]{1,63}\.)+[a-z]{2,63}",  # by the scheme of the page
+    r"|(?<=[\"'`(=])//(?:[\w-]{1,63}\.)+[a-z]{2,63}",  # takes the scheme of the page
     re.IGNORECASE,
 )
 # An address of numbers, also without a scheme.
