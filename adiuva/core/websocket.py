@@ -42,8 +42,8 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         self.sending_since = 0.0
         self._waiting_sends = 0
         self._asgi_send: Callable[[dict[str, Any]], Awaitable[None]]
-        # Sends the text of a frame at once, where the server can. False if nothing was sent: `send_text` waits until it
-        # can be, or says that the peer is gone.
+        # Sends the text of a frame at once, where the server can. False if nothing was sent: `send_in_turn` waits until
+        # it can be, or says that the peer is gone.
         self.push: Callable[[bytes], bool] = _cannot_push
         # The same, with what else is sent in this way in this turn of the loop.
         self.push_soon: Callable[[bytes], bool] = _cannot_push
@@ -150,11 +150,15 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
 
     async def send_text(self, text: str) -> bool:
         """Send one frame. False if it was not sent because the peer is gone."""
+        if not (self.closing or self._waiting_sends) and self.push_soon(text.encode()):
+            return True
+        return await self.send_in_turn(text)
+
+    async def send_in_turn(self, text: str) -> bool:
+        """The same for a frame that cannot be pushed."""
         if self.closing:
             return False
         if not self._waiting_sends:
-            if self.push_soon(text.encode()):
-                return True
             self.sending_since = self._loop.time()
         self._waiting_sends += 1
         try:

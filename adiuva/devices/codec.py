@@ -162,13 +162,15 @@ def construct(model: type[Frame], fields: Data) -> Frame:
 
     What `model_construct` does, in a tenth of the time.
     """
-    made = model.__new__(model)
-    put = object.__setattr__
-    put(made, "__dict__", fields)
-    put(made, "__pydantic_fields_set__", set())
-    put(made, "__pydantic_extra__", None)
-    put(made, "__pydantic_private__", None)
+    made = _new(model)
+    _put(made, "__dict__", fields)
+    _put(made, "__pydantic_fields_set__", set())
+    _put(made, "__pydantic_extra__", None)
+    _put(made, "__pydantic_private__", None)
     return made
+
+
+_new, _put = object.__new__, object.__setattr__
 
 
 def is_in_protocol(frame: type[Sent], protocol: int) -> bool:

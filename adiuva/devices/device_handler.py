@@ -337,7 +337,7 @@ class DeviceHandler:
         if self._acknowledged is not None:
             await self._acknowledged.wait()
         self._expect(reply, calls, run)
-        if self.socket.push_soon(text) or await self.socket.send_text(text.decode()):
+        if self.socket.push_soon(text) or await self.socket.send_in_turn(text.decode()):
             return True
         for call in calls:
             self._calls.pop(call, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from django.conf import settings
 
@@ -24,19 +23,12 @@ class NoAnswer(Exception):
     """The device did not answer in time."""
 
 
-class _PendingCall(NamedTuple):
-    """`due` is on the loop's clock; `epoch` is that of the connection that the call was sent over."""
-
-    future: asyncio.Future[ToolResultBody]
-    due: float
-    epoch: int
-
-
 class PendingCalls:
     """The pending calls of one link, in the order in which they fall due."""
 
     def __init__(self) -> None:
-        self._calls: dict[str, _PendingCall] = {}
+        # By id: the future, when it is due on the loop's clock, and the epoch of the connection that it was sent over.
+        self._calls: dict[str, tuple[asyncio.Future[ToolResultBody], float, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         # Read once per link: looking a setting up costs a tenth of a call.
@@ -52,41 +44,41 @@ class PendingCalls:
         future: asyncio.Future[ToolResultBody] = self._loop.create_future()
         # All calls have the same time to answer, so they fall due in order and one timer serves them all.
         due = self._loop.time() + self._timeout_s
-        self._calls[call_id] = _PendingCall(future, due, epoch)
+        self._calls[call_id] = future, due, epoch
         if self._timer is None:
             self._timer = self._loop.call_at(due, self._expire)
         return future
 
     def _expire(self) -> None:
         now, self._timer = self._loop.time(), None
-        for call in self._calls.values():
-            if call.due > now:
-                self._timer = self._loop.call_at(call.due, self._expire)
+        for future, due, _ in self._calls.values():
+            if due > now:
+                self._timer = self._loop.call_at(due, self._expire)
                 break
-            if not call.future.done():
-                call.future.set_exception(NoAnswer())
+            if not future.done():
+                future.set_exception(NoAnswer())
 
     def remove(self, call_id: str) -> None:
         """Forget a call; its future is cancelled unless it is done."""
         if (call := self._calls.pop(call_id, None)) is not None:
-            call.future.cancel()
+            call[0].cancel()
 
     def resolve(self, result: ToolResultBody) -> None:
         """Hand an answer to its call. Does nothing if the call is no longer pending."""
         call = self._calls.get(result.id)
-        if call is not None and not call.future.done():
-            call.future.set_result(result)
+        if call is not None and not call[0].done():
+            call[0].set_result(result)
 
     def fail_calls(self, call_ids: Iterable[str], reason: type[Exception]) -> None:
         for call_id in call_ids:
-            if (call := self._calls.get(call_id)) is not None and not call.future.done():
-                call.future.set_exception(reason())
+            if (call := self._calls.get(call_id)) is not None and not call[0].done():
+                call[0].set_exception(reason())
 
     def fail(self, reason: type[Exception], *, epoch: int | None = None) -> None:
         """Fail the calls that were sent over the connection `epoch`; without it, all of them."""
-        for call in self._calls.values():
-            if epoch in (None, call.epoch) and not call.future.done():
-                call.future.set_exception(reason())
+        for future, _, sent_over in self._calls.values():
+            if epoch in (None, sent_over) and not future.done():
+                future.set_exception(reason())
 
     def close(self) -> None:
         """Fail what is still pending, and stop the timer."""
