@@ -276,7 +276,7 @@ def _bounded(receive: Receive, bound: int) -> Receive:
 
 
 async def refuse(error: AdiuvaError, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-    """Answer before the body was read, and close. Whoever sends on while reading sees why."""
+    """Answer before the body was read, and close. A client that reads while it sends sees why."""
     status, answer_headers, body = refusal(error, headers)
     most = most_lingering(error, headers)
     await send({"type": "http.response.start", "status": status, "headers": answer_headers})
@@ -310,7 +310,7 @@ def decoded_path(target: bytes) -> str:
 
 
 def header_map(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by lower-case name. Of one that is there twice, the first counts."""
+    """Headers by lower-case name. Of a header that occurs twice, the first counts."""
     found: dict[bytes, bytes] = {}
     for name, value in pairs:
         found.setdefault(name.lower(), value)

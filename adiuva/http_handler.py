@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 # Requests that may be answered at once: some wait minutes for a model or a device. More of them wait for these.
 _MOST_THREADS: Final = 500
-# Paths of which it is kept where they lead, and how long they are at most.
+# How many paths are cached with their view, and the longest path that is.
 _MOST_PATHS: Final = 2_000
 _LONGEST_PATH: Final = 200
 # Whether a client leaves is asked after so long: most answers are there by then, and need no task beside them.

@@ -30,7 +30,7 @@ _REPEATED_CHARS: Final = 4 * PART_CHARS
 _MAX_REASONS: Final = 50
 # How often the rest of an answer is asked for that breaks off.
 _MAX_CONTINUATIONS: Final = 6
-# A part of which not even one record fits an answer is cut in two, down to this size.
+# If not even one record of a part fits an answer, the part is cut in two, down to this size.
 _LEAST_PART_CHARS: Final = 500
 
 _PROMPT: Final = prompt_files.load("agents", "extraction")

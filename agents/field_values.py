@@ -1,4 +1,4 @@
-"""Values of fields as models write them, brought into the form that devices store. What is ambiguous is refused."""
+"""Values of fields as models write them, brought into the form that devices store. Ambiguous values are refused."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _NUMERIC_DATE: Final = re.compile(
 )
 _YEAR: Final = re.compile(r"(?<!\d)\d{4}(?!\d)")
 _MONTH: Final = re.compile(r"(?i)(?<![a-z])(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
-# Half of a character, as broken escapes in JSON leave it.
+# A lone surrogate, as broken escapes in JSON leave it.
 _HALF: Final = re.compile("[\ud800-\udfff]")
 # Between names in one string.
 _NAME_SEPARATOR: Final = re.compile(r"\s*[,;&]\s*|\s+(?:and|und|et|e)\s+")
 _NAME_KEYS: Final = ("name", "full_name", "fullName", "title", "email")
 
-# What models write for the values of a choice: folded, with underscores.
+# Other names that models use for the values of a choice: folded, with underscores.
 _WORDS: Final[Mapping[tuple[str, ...], Mapping[str, str]]] = {
     ("high", "medium", "low"): {
         "high": "urgent asap critical highest very_high top important p0 p1 hoch dringend alta haute urgente",

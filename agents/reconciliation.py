@@ -1,7 +1,7 @@
 """Compare what a reading of a document gave with what was found in it before: what is new, and what became of the rest.
 
-A model that is shown what was found before says so itself (`Verdict`). What it does not account for is matched by
-words, date and people, because a model may also word an item anew without saying that it is the same. It is pure: the
+A model that is shown what was found before says so itself (`Verdict`). Records that it does not account for are matched
+by words, date and people, because a model may also rephrase an item without saying that it is the same. It is pure: the
 database is read and written by `agents.found_records`.
 """
 
@@ -20,7 +20,7 @@ from agents.record_validation import ENTITIES, Record, Verdict, date_of, people_
 # The document decides about an agent's own records, and another agent about its records. Records of another document,
 # of which this one is a copy, only tell what is a repeat.
 Relation = Literal["own", "other_agent", "other_document"]
-# What is kept of a record, to recognize it and to tell a change.
+# The fields of a record that are kept, to recognize it and to see a change.
 KEPT_FIELDS: Final = ("title", "name", "dueDate", "date", "assignee", "status", "priority")
 # Two titles are the same in other words from this share of common words, and from the second if the date changed too.
 _SAME_WORDS: Final = 0.55
@@ -31,7 +31,7 @@ _GRAMMAR: Final = re.compile(
     "|der|die|das|den|dem|des|ein|eine|einen|und|für|mit|von|zu|zum|zur|ist|wird|les|une|pour|avec|est|del|della|per"
     "|con|che|los|las|una|por"
 )
-# Whether something is to be done or not to be done is not a matter of wording.
+# "Do it" and "do not do it" must never count as the same item in other words.
 _NEGATION: Final = re.compile(
     "no|not|never|don|dont|cannot|kein|keine|keinen|nicht|nie|non|ne|pas|jamais|mai|sin|sans|ohne|senza|without"
 )
@@ -155,7 +155,7 @@ def _match(records: Sequence[Record], known: list[KnownRecord], result: Reconcil
 
 
 def _same(record: Record, known: KnownRecord, result: Reconciled) -> None:
-    """A record is a known one: what differs in its date, people or status has changed in the document."""
+    """Treat a record as a known one: differences in its date, people or status are changes in the document."""
     if known.lost:
         result.new.append((record, known.id))
         return

@@ -100,7 +100,7 @@ def retry_later(
     claimed: ClaimedRun, code: str, message: str = "", *, retry_after: float | None = None
 ) -> bool:
     """Queue a run again after a transient fault, at a random moment (full jitter), and not before `retry_after` seconds
-    if the provider named them. What was done stays done.
+    if the provider named them. Finished work is kept.
 
     Returns False if its retries or its time are used up: then the run is still ours.
     """
@@ -134,7 +134,7 @@ def retry_later(
 
 @transaction.atomic
 def requeue_interrupted(claimed: ClaimedRun) -> None:
-    """Queue a run again whose worker is alive but lost its infrastructure (database, Redis, network)."""
+    """Requeue a run whose worker is alive but lost its infrastructure (database, Redis, network)."""
     run = held(claimed)
     if _cancel_if_requested(run):
         return

@@ -197,7 +197,7 @@ def resume_with_budget() -> int:
             run.user_id, Purpose.AGENTS, run.agent_ref, run.agent.budget_micro if run.agent else None
         )
     ]
-    # Whoever still has to wait comes to the end of the line, so that each is looked at in its turn. Those that others
+    # A run that still has to wait goes to the end of the line, so that each is looked at in turn. Those that others
     # have locked are left to the next look: they are being cancelled, or deleted with their account.
     with transaction.atomic():
         free = waiting.select_for_update(of=("self",), no_key=True, skip_locked=True).filter(
@@ -388,7 +388,7 @@ SELECT completed_at, (SELECT count(*) FROM watches_due) FROM ended
 def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
     """End a run, whose row is locked. Its holder cannot write it any more. One statement for most runs."""
     run.state, run.phase, run.not_before = state, "", None
-    # What a local agent's run could not deliver, the agent's next run does.
+    # Records that a local agent's run could not deliver are delivered by the agent's next run.
     run.undelivered = run.is_cloud and outbox.count_waiting(run.pk) > 0
     run.announcement = Run.Announcement.DUE if announcements.wanted(run, state, code) else ""
     run.revoke_lease()

@@ -118,9 +118,9 @@ def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
     _check_catch_up(locked)
     if account is not None and locked.enabled and not before[2]:
         plan_limits.require_running(account, locked)
-    # What is disabled is not held, and leaves its room to another.
+    # A disabled agent is not held by the plan, and frees its room for another.
     locked.held_by_plan &= locked.enabled
-    # Computed anew only after such a change: a slot that is due now would be lost.
+    # Recomputed only after such a change: otherwise a slot that is due now would be lost.
     if (locked.schedule_cron, locked.timezone, locked.enabled) != before:
         locked.next_run_at = schedules.next_run_at(locked)
     locked.save()

@@ -1,8 +1,8 @@
 """Storage quotas: amounts that a user stores, by kind, and room that is reserved before the first byte comes.
 
-A reservation is one statement that compares with the plan: what comes at once is granted exactly what fits. It is kept
-(`keep`) with what was really stored, in the transaction that stores it, or let go (`let_go`); one that its process has
-forgotten expires. What is deleted is given back (`give_back`), also by an account that is over its plan.
+A reservation is one statement that compares with the plan, so that concurrent ones are granted no more than fits. It is
+kept (`keep`) with what was really stored, in the transaction that stores it, or released (`let_go`); a forgotten one
+expires. Deleting gives room back (`give_back`), also for an account that is over its plan.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def counted() -> Iterator[tuple[uuid.UUID, Kind, int, int]]:
 
 @transaction.atomic
 def recount(user_id: uuid.UUID, kind: Kind, count: Callable[[], int]) -> None:
-    """Set what is used to what `count` finds. Whoever stores counts first, and waits here until it is set."""
+    """Set what is used to what `count` finds. Others that store count first, and wait here until it is set."""
     mine = StoredAmount.objects.filter(user_id=user_id, kind=kind)
     if not mine.exists() and User.objects.filter(pk=user_id).exists():
         mine.get_or_create(user_id=user_id, kind=kind)
@@ -170,7 +170,7 @@ def expire() -> int:
 
 
 def _take(reservation_id: uuid.UUID) -> StorageReservation | None:
-    """The reservation, which is deleted: whoever deletes it counts it, so that it is counted once."""
+    """Delete the reservation and return it. Only one caller can delete it, so it is counted once."""
     row = StorageReservation.objects.filter(pk=reservation_id).select_for_update().first()
     if row is not None:
         StorageReservation.objects.filter(pk=reservation_id).delete()

@@ -21,7 +21,7 @@ from chat.tools import formatting
 from chat.untrusted_text import is_row_id
 
 MAX_SCOPE_CHARS: Final = 20_000
-# What the client sends along is bounded by its frame, what is recalled by the memory: these bound nothing of it.
+# These do not apply to what the client sends (bounded by its frame) or to recalled memories (bounded by the memory).
 _MAX_CONTEXT_CHARS: Final = 1_000_000
 _MAX_MEMORY_CHARS: Final = 1_000_000
 _MAX_EARLIER_CHANGES: Final = 20

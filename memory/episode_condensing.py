@@ -65,7 +65,8 @@ def is_condensed() -> Q:
 
 
 async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
-    """Condense what can be, up to MAX_MODEL_CALLS. Returns whether to call again soon. Raises ModelError.
+    """Condense all weeks that can be condensed, in at most MAX_MODEL_CALLS calls. Returns whether to call again soon.
+    Raises ModelError.
 
     Each condensed episode commits by itself, so this may be killed anywhere and called again.
     """

@@ -1,4 +1,4 @@
-"""Embeds texts that clients send. Nothing is stored but a receipt, if a provider read the text.
+"""Embeds texts that clients send. Only a receipt is stored, and only if a provider read the text.
 
 The text is none of the memory's entries, so no tier says who may read it: its provider must be one that the user lets
 read every tier.

@@ -1,10 +1,10 @@
 """Sign bits of vectors, by which the nearest of many are looked for before their vectors are compared.
 
 A vector is rotated at random in two ways, the same for all, and of each component only the sign is kept. The more signs
-of two vectors differ, the larger is the angle between them. Without that, vectors made from words, most of whose
-components are zero, would have no signs to compare.
+of two vectors differ, the larger is the angle between them. Without the rotation, vectors made from words would have no
+signs to compare: most of their components are zero.
 
-Of a question, the small components say little, since their signs are nearly chance. So it has two rows of bits, which
+The small components of a question say little, since their signs are nearly chance. So it has two rows of bits, which
 differ in these: the sum of what differs from both counts the large components twice and the small ones alike for all.
 With that, half as many vectors need to be compared for the same nearest.
 """

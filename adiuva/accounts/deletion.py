@@ -58,8 +58,8 @@ def delete_at_once(user: User) -> None:
     """In one transaction, which PostgreSQL may end for the sake of another."""
     User.objects.select_for_update().filter(pk=user.pk).first()
     for rows in _rows_of(user.pk):
-        # Whoever adds a part waits for us, and finds that what it belongs to is gone. Otherwise a part that is added
-        # between our deletion of the others and that of the whole would make the deletion fail.
+        # A transaction that adds a part waits for us, and then finds that the row it belongs to is gone. Otherwise a
+        # part that is added between our deletion of the others and that of the whole would make the deletion fail.
         if parts_of(rows.model):
             list(rows.order_by("pk").select_for_update(of=("self",)).values_list("pk", flat=True))
     user_id = user.pk

@@ -80,7 +80,7 @@ def reset_password(*, token: str, new_password: str) -> User:
         user = user_of(Purpose.RESET, token)
         services.check_password_rules(new_password, user, field="new_password")
         if user.email_verified_at is None:
-            # Whoever made the account may have been another than who reads its mails.
+            # The person who made the account may not be the one who reads its mails.
             second_factors.remove_all(user=user)
             user.email_verified_at = timezone.now()
             user.save(update_fields=["email_verified_at"])

@@ -181,7 +181,7 @@ def _letters(mail: Mail) -> Iterator[Letter]:
             else:
                 yield _with_link(user, mail.address, "new_address", Purpose.NEW_ADDRESS, "confirm-address")
         case Kind.FACTOR_RESET:
-            # Whoever used it since has not lost it, and was told of this mail a day ago.
+            # A factor that was used since is not lost, and its owner was told of this mail a day ago.
             if user.is_active and user.email == mail.address and not used_since(user, mail.created_at):
                 yield _with_link(user, user.email, "factor_reset", Purpose.FACTORS, "remove-factors")
         case _:

@@ -17,10 +17,10 @@ from adiuva.accounts.models import Session, SessionChange
 from adiuva.core.db import prepared_cursor
 from adiuva.core.prepared import PreparedQuery
 
-# Whoever was away from the database for longer looks at each session again.
+# A process that could not reach the database for longer looks at each session again.
 _CHANGES_KEPT: Final = dt.timedelta(days=1)
 
-# A change is seen when its transaction ends, which may be later than it says.
+# A change becomes visible when its transaction commits, which may be later than its timestamp.
 _CHANGED: Final = """
 SELECT statement_timestamp(), ARRAY(
     SELECT DISTINCT session_id FROM accounts_sessionchange
@@ -63,8 +63,9 @@ def recheck(
 ) -> tuple[dt.datetime, dict[UUID, str | None]]:
     """Look again at the sessions of `connected` that were changed since the last look, and at those of `share`.
 
-    Returns when it looked, and of each session it looked at its user's tier, or None if it is over. So most looks cost
-    the same for one connection and for thousands. `share` finds what no change tells of, such as an end by time.
+    Returns when it looked, and for each session its user's tier, or None if the session is over. Mostly nothing has
+    changed, so a look costs the same for one connection and for thousands. `share` finds sessions that ended without a
+    change, such as by time.
     """
     with prepared_cursor() as cursor:
         cursor.execute(_CHANGED, [since])

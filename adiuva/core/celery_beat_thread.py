@@ -1,7 +1,6 @@
 """`celery worker --with-beat`: beat as a thread of one worker, for a machine that has only few of them.
 
-Celery's own `--beat` makes a process of it. A second beat anywhere does no harm: what it sends are hints, and rows
-decide.
+Celery's own `--beat` makes a process of it. A second beat elsewhere does no harm: it sends only hints, and rows decide.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _all_values() -> Mapping[str, str]:
 
 
 def forget() -> None:
-    """Have the next read look up everything anew, in a process that has been given another environment."""
+    """Forget cached values, so that the next read sees the new environment of this process."""
     for looked_up in (_dotenv, _configured, _all_values):
         looked_up.cache_clear()
 

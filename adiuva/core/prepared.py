@@ -28,8 +28,8 @@ M = TypeVar("M", bound=Model)
 
 
 class PreparedQuery(Generic[M]):
-    """`build` makes the queryset of its positional arguments, with which it does nothing but compare columns. It is
-    called once, with placeholders. What it makes can be ordered and cut by `arrange`.
+    """`build` makes the queryset of its positional arguments, which it may only compare with columns. It is called
+    once, with placeholders. What it makes can be ordered and cut by `arrange`.
 
     Where PostgreSQL cannot infer a value's type from the column, the queryset must cast it.
     """

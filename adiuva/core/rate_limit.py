@@ -48,7 +48,7 @@ class Limit(NamedTuple):
 
     @property
     def times_us(self) -> tuple[int, int]:
-        """After how long each next one may pass, and how long the whole allowance takes to come back."""
+        """The time until the next one may pass, and the time until the whole allowance is back."""
         interval = max(1, self.period_s * _MICRO // max(1, self.allowed))
         return interval, interval * (self.burst or self.allowed)
 
@@ -69,7 +69,7 @@ class Limiter:
         self._script = RedisScript(purpose, _TAKE)
 
     def take(self, limits: Sequence[Limit]) -> list[Verdict]:
-        """Let one through by each limit that allows it; what is refused is not counted. Raises redis.RedisError."""
+        """Count one against each limit that allows it; a refused one is not counted. Raises redis.RedisError."""
         keys: list[str] = []
         numbers: tuple[int, ...] = ()
         for limit in limits:
@@ -87,7 +87,7 @@ def _verdict(limit: Limit, wait_us: int, used_us: int) -> Verdict:
 
 
 class LocalLimiter:
-    """The same in this process alone, for what must go on while Redis is away."""
+    """A limiter of this process alone, for work that must continue while Redis is unavailable."""
 
     _MOST_KEYS: Final = 10_000
 

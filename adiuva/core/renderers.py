@@ -15,7 +15,7 @@ _as_plain: Final = JSONEncoder().default  # makes plain values of what orjson do
 class JSONRenderer(renderers.JSONRenderer):
     """Writes what DRF's renderer writes, in a tenth of the time; times and ids may be in it as they are.
 
-    What orjson refuses (large integers, lone surrogates), and what is to be indented, DRF's own writes or refuses.
+    DRF's own renderer handles what orjson refuses (large integers, lone surrogates) and indented output.
     """
 
     def render(
@@ -30,7 +30,7 @@ class JSONRenderer(renderers.JSONRenderer):
             except orjson.JSONEncodeError:
                 pass
             else:
-                # Line ends in JavaScript, as which some take JSON.
+                # These end lines in JavaScript, and some readers take JSON for JavaScript.
                 return written.replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")
         found: bytes = super().render(data, accepted_media_type, renderer_context)
         return found

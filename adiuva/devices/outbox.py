@@ -236,7 +236,7 @@ def settle_values(
     outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError],
     tables: Mapping[uuid.UUID, str],
 ) -> dict[str, list[Any]]:
-    """The parameters of SETTLE_SQL for records of which `tables` has the table; without those that were not sent."""
+    """The parameters of SETTLE_SQL for records whose table `tables` names; without those that were not sent."""
     settled: dict[str, list[Any]] = {"ids": [], "states": [], "row_ids": [], "row_hashes": []}
     for key, outcome in outcomes.items():
         if isinstance(outcome, DeviceOffline) or key not in tables:

@@ -91,7 +91,7 @@ SELECT mine.id FROM unnest(%s::uuid[], %s::bigint[]) AS mine (id, epoch)
 LEFT JOIN devices_device AS known ON known.id = mine.id AND known.epoch = mine.epoch WHERE known.id IS NULL
 """
 
-# Their devices go on naming them, as they are back with the row of their process.
+# Their devices still name them: a device is online again as soon as the row of its process is back.
 _FORGET = """
 WITH gone AS (
     DELETE FROM devices_process WHERE id IN (
@@ -120,8 +120,8 @@ WHERE user_id = %s AND lease_until > now() AND capabilities @> ARRAY[%s]::varcha
 
 
 def has_unknown_zone(hello: DeviceHello) -> bool:
-    """Return whether a hello names a time zone that the IANA database does not
-    have. What was known of the device stays."""
+    """Return whether a hello names a time zone that the IANA database does not have. The facts already known about the
+    device are kept."""
     return hello.timezone is not None and hello.timezone not in timezones()
 
 
@@ -169,8 +169,8 @@ def open_connection(
 
 
 def renew(process: uuid.UUID, mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
-    """Renew the lease of a process. Of the connections that it holds (device and epoch), returns the devices of those
-    that are not the newest. One statement, which writes one row."""
+    """Renew the lease of a process. Returns the devices of those of its connections (device and epoch) that are not the
+    newest. One statement, which writes one row."""
     with prepared_cursor() as cursor:
         cursor.execute(
             _RENEW, [process, LEASE.total_seconds(), [pk for pk, _ in mine], [epoch for _, epoch in mine]]
@@ -180,7 +180,7 @@ def renew(process: uuid.UUID, mine: Collection[tuple[uuid.UUID, int]]) -> set[uu
 
 def forget_processes(ended: uuid.UUID | None = None) -> None:
     """Delete the row of a process that ends, which sees all of its devices off at once, and those of processes that
-    were lost. What is known of when their devices were seen last stays."""
+    were lost. The time at which their devices were last seen is kept."""
     with connection.cursor() as cursor:
         cursor.execute(_FORGET, [ended, _KEEP_LOST_S, LEASE.total_seconds()])
 

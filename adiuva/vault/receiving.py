@@ -101,7 +101,7 @@ class Receiver:
             self._saved = progress.offset
 
     def end(self) -> int:
-        """The body is over, or broke off: keep what came, and let go. Returns the offset that counts.
+        """End the body, whole or broken off: keep what came, and release the lease. Returns the offset that counts.
 
         Raises UploadChecksumMismatch: then nothing of this request counts.
         """
@@ -119,7 +119,8 @@ class Receiver:
         return progress.offset
 
     def save_rest(self) -> None:
-        """The body broke off: keep what can be kept, and let go. It does not raise: nobody waits for its answer."""
+        """Keep what can be kept of a body that broke off, and release the lease. Raises nothing: nobody waits for the
+        answer."""
         try:
             if self._may_save:
                 self.end()
@@ -140,7 +141,8 @@ class Receiver:
         )
 
     def give_up(self) -> None:
-        """The request failed. What can be resumed keeps what is safe; a direct one goes, with its room."""
+        """Give up a failed request. A resumable upload keeps the bytes that are safe; a direct one is deleted, with its
+        reserved room."""
         with contextlib.suppress(LeaseLost):
             if self.upload.direct:
                 uploads.delete_held(self._lease, self.upload)

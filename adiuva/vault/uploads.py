@@ -8,7 +8,7 @@
     with transaction.atomic():
         take(whole)                                              # counted; the caller's row refers to the object now
 
-A request that breaks off leaves what is safe. What nobody goes on with expires, with its room.
+A request that breaks off leaves what is safe. An upload that nobody continues expires, and its room is freed.
 """
 
 from __future__ import annotations
@@ -233,8 +233,8 @@ def _queue_if_gone(upload_id: uuid.UUID, name: str | None) -> None:
 def end_all() -> int:
     """After a database was restored: uploads that it knows are begun anew. Returns how many.
 
-    What they brought may have become an object since, to which a later dump refers. So it is left to the comparison of
-    the store with the rows, which waits for long.
+    Their bytes may have become an object that a later dump refers to. So deleting them is left to the comparison of the
+    store with the rows, which waits for long.
     """
     return Upload.objects.update(object=None, expires_at=Now())
 

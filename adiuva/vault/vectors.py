@@ -30,7 +30,7 @@ MOST_DIMENSIONS: Final = 4_000  # a row's page has room for as many
 MOST_BLOB_BYTES: Final = 64 * 1024
 MOST_FOUND: Final = 100
 
-# Whoever changes vectors of an account holds its counter until the commit, as changes of its records do.
+# A transaction that changes vectors of an account locks its counter until the commit, as changes of its records do.
 _HOLD: Final = """
 INSERT INTO vault_changecounter (user_id, seq, epoch) VALUES (%s, 0, gen_random_uuid())
 ON CONFLICT (user_id) DO UPDATE SET seq = vault_changecounter.seq

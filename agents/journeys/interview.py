@@ -39,7 +39,7 @@ _PROMPT_CHARS: Final = 20_000
 _NAME_CHARS: Final = 200
 _CRON_CHARS: Final = 200
 _MAX_EXTENSIONS: Final = 50
-# A question of which this part of the words was asked before is the same question.
+# A question that shares this part of its words with an earlier one is the same question.
 _SAME_WORDS: Final = 0.8
 _SENTENCE: Final = re.compile(r".+?(?:[.!?]+(?=\s)\s+|\Z)", re.DOTALL)
 # For a proposal made without the model, which then names no tables.

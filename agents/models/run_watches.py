@@ -30,7 +30,7 @@ _WatchManager = models.Manager.from_queryset(WatchQuerySet)
 
 
 class Watch(Leased):
-    """A run, and the conversation in which its user wants to hear how it ended. Whoever tells it holds the lease.
+    """A run, and the conversation in which its user wants to hear how it ended. The turn that tells it holds the lease.
 
     A chat without a conversation (protocol 1) is named by its device.
     """

@@ -1,6 +1,6 @@
 """A developer's work on plugins before review: create and change them, upload and delete versions.
 
-A package is checked before it is stored. One that cannot be published as it is leaves nothing behind, and its version's
+A package is checked before it is stored. A package that cannot be published leaves nothing behind, and its version
 number stays free.
 """
 
@@ -171,7 +171,7 @@ def _checked(plugin: Plugin, package: IO[bytes]) -> tuple[Manifest, Report]:
 
 
 def _stored(package: IO[bytes], size: int) -> str:
-    """Keep the bytes, of which the queue of garbage knows until a row refers to them. Returns the object's name."""
+    """Store the bytes. The garbage queue lists them until a row refers to them. Returns the object's name."""
     name = new_name()
     Garbage.objects.create(name=name, not_before=Now() + _STORING)
     package.seek(0)

@@ -51,7 +51,7 @@ EVENT_TYPES: Final = [
 
 @dataclass(frozen=True, slots=True)
 class EventState:
-    """`error`: why it cannot be followed; what it names by no id is left out then."""
+    """`error`: why it cannot be followed; objects without a valid id are then left out."""
 
     stripe_id: str
     type: str

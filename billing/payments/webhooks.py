@@ -1,7 +1,7 @@
 """Stripe's webhook events: verified, stored once as ids only, and turned into requests to copy the objects anew.
 
-An event is a hint. One that never comes is found again by `catch_up` within a quarter of an hour, and a subscription
-that no event names by `compare` within a day.
+An event is a hint. `catch_up` finds an event that never came within a quarter of an hour, and `compare` finds a
+subscription that no event names within a day.
 """
 
 from __future__ import annotations

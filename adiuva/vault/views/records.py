@@ -92,7 +92,7 @@ class RecordsView(ListAPIView[Record]):
 
 
 def _let_be(content: Content) -> None:
-    """An upload of which nothing was made can be used by another request."""
+    """An upload that nothing was made of can be used by another request."""
     if isinstance(content, Whole):
         uploads.release(content)
 
