@@ -5,6 +5,7 @@
   which starts with the first test that uses the database. DATABASE_URL and REDIS_URL name other servers to use.
 - Where several processes share the tests, a migrated database is made once, and each PostgreSQL starts with a copy.
 - The server that forks processes for tests starts with the first test that starts one.
+- Where several processes share the tests, they are forks of one that has imported the tests (tests/worker_forks.py).
 
 Django is not set up when conftest files are imported. So they import what needs it inside their fixtures, and what
 costs much time to import, too.
@@ -40,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _is_controller(config):
         # The workers share what these start.
         _start_forkserver()
+        _start_worker_forks(config)
         _start_template()
     else:
         gc.disable()  # collecting tests makes objects that stay: walking over them again and again frees nothing
@@ -82,6 +84,13 @@ def _start_forkserver() -> None:
     from tests import forkserver
 
     if started := forkserver.start(_servers().folder):
+        _servers().at_close(started.stop)
+
+
+def _start_worker_forks(config: pytest.Config) -> None:
+    from tests import worker_forks
+
+    if started := worker_forks.start(_servers().folder, config):
         _servers().at_close(started.stop)
 
 

@@ -124,12 +124,16 @@ _OUR_MODULES = (
 _READ_AT_IMPORT = {
     "ABSOLUTE_URL_OVERRIDES",
     "AUTH_USER_MODEL",
+    "BASE_DIR",
     "DATABASES",
     "DEBUG",
     "DEFAULT_AUTO_FIELD",
     "DEFAULT_EXCEPTION_REPORTER",
     "DEFAULT_INDEX_TABLESPACE",
     "DEFAULT_TABLESPACE",
+    "DEVELOPMENT_KEYS",
+    "DEVELOPMENT_PLUGIN_KEYS",
+    "DEVELOPMENT_SECRET_KEY",
     "FORCE_SCRIPT_NAME",
     "INSTALLED_APPS",
     "LANGUAGE_CODE",
@@ -137,11 +141,13 @@ _READ_AT_IMPORT = {
     "LOGGING",
     "LOGGING_CONFIG",
     "REST_FRAMEWORK",
+    "ROOT_URLCONF",
     "SPECTACULAR_SETTINGS",
     "USE_DEPRECATED_PYTZ",
     "USE_I18N",
+    "USE_TZ",
 }
-_OUR_PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
+_OUR_PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory", "tests")
 
 
 # ── The client ──────────────────────────────────────────────────────────────────────────────────────────
@@ -195,26 +201,40 @@ def start(folder: Path) -> Child | None:
 # ── The server ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _import_modules() -> None:
+def _prepare() -> None:
     gc.disable()  # what is imported stays: to look through it takes a fifth of the time
     for name in [name for name in os.environ if name.startswith("ADIUVA_")]:
         del os.environ[name]
     os.environ |= {"DJANGO_SETTINGS_MODULE": "adiuva.settings", "ADIUVA_ENV_FILE": os.devnull}
+    with settings_are_forgotten():
+        import_modules()
+
+
+def import_modules() -> None:
+    """What our processes import."""
     for name in _LIBRARIES:
         importlib.import_module(name)
     import django
 
-    with _settings_that_are_read() as read:
-        django.setup()
-        for name in _OUR_MODULES:
-            importlib.import_module(name)
-        from django.urls import get_resolver
+    django.setup()
+    for name in _OUR_MODULES:
+        importlib.import_module(name)
+    from django.urls import get_resolver
 
-        _ = get_resolver("adiuva.urls").reverse_dict  # all addresses, which each fork would collect
-    # What a module makes of a setting when it is imported, no fork would make anew.
+    _ = get_resolver("adiuva.urls").reverse_dict  # all addresses, which each fork would collect
+    assert "twisted.internet.reactor" not in sys.modules  # daphne chooses it
+
+
+@contextmanager
+def settings_are_forgotten() -> Iterator[None]:
+    """Modules are imported meanwhile. Afterwards, what there is stays as it is, but for Django's settings.
+
+    Raises AssertionError if a module read a setting: what it made of that, no fork would make anew.
+    """
+    with _settings_that_are_read() as read:
+        yield
     assert not (read - _READ_AT_IMPORT), f"read when modules are imported: {read - _READ_AT_IMPORT}"
     _forget_settings()
-    assert "twisted.internet.reactor" not in sys.modules  # daphne chooses it
     gc.freeze()  # shared with the forks, for as long as nothing walks over it
     gc.enable()
 
@@ -268,6 +288,6 @@ def _forget_settings() -> None:
 
 
 if __name__ == "__main__":
-    _import_modules()
+    _prepare()
     listening = socket.socket(fileno=int(sys.argv[1]))
     forks.run(forks.serve(listening, lambda: listening.accept()[0]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -36,15 +37,6 @@ from chat.history import FittedHistory
 from chat.langchain_messages import to_wire
 
 ZONE = ZoneInfo("Europe/Rome")
-TURN = prompts.turn_prompt(
-    now=dt.datetime(2026, 11, 28, 9, 30, tzinfo=ZONE),
-    locale="it-IT",
-    scope="The user looks at this task: Call Ada",
-    memory="- [m1] invoices on Fridays",
-    confirmed=['Delete: delete_task {"task_id": "t1"}'],
-)
-HOME = prompts.system_prompt("home").text
-ASKED = HumanMessage(prompts.with_turn_prompt(TURN, "and the other one?"))
 CALL = AIMessage(
     "",
     tool_calls=[{"type": "tool_call", "id": "call12345", "name": "list_tasks", "args": {"status": "open"}}],
@@ -56,8 +48,17 @@ def history(*said: tuple[str, str]) -> list[Any]:
     return FittedHistory([ChatMessage(role=role, text=text) for role, text in said], "").messages()
 
 
+@cache
 def conversations() -> dict[str, list[llm.Message]]:
-    system = SystemMessage(HOME)
+    system = SystemMessage(prompts.system_prompt("home").text)
+    turn = prompts.turn_prompt(
+        now=dt.datetime(2026, 11, 28, 9, 30, tzinfo=ZONE),
+        locale="it-IT",
+        scope="The user looks at this task: Call Ada",
+        memory="- [m1] invoices on Fridays",
+        confirmed=['Delete: delete_task {"task_id": "t1"}'],
+    )
+    asked = HumanMessage(prompts.with_turn_prompt(turn, "and the other one?"))
     extractor = Extractor(None, "Find duties.", RecordRules(("tasks",), {"p-1": "Harbour"}, ZONE))  # type: ignore[arg-type]
     question = extractor.messages("a.md", Part(1, 1, 0, "do call Ada"), [])
     again: list[llm.Message] = [
@@ -67,16 +68,16 @@ def conversations() -> dict[str, list[llm.Message]]:
     brief = interview.InterviewBrief(AgentType.LOCAL_DIRECTORY)
     answered = [interview.AnsweredQuestion(question="What?", answer="Duties")]
     found = {
-        "a first message": to_wire([system, ASKED]),
-        "a history": to_wire([system, *history(("user", "one"), ("assistant", "uno")), ASKED]),
+        "a first message": to_wire([system, asked]),
+        "a history": to_wire([system, *history(("user", "one"), ("assistant", "uno")), asked]),
         "a history of failures": to_wire(
-            [system, *history(("assistant", "hi"), ("user", "one"), ("user", "two")), ASKED]
+            [system, *history(("assistant", "hi"), ("user", "one"), ("user", "two")), asked]
         ),
-        "a tool call": to_wire([system, ASKED, CALL, RESULT]),
-        "a steer": to_wire([system, ASKED, CALL, RESULT, HumanMessage("STEERWORDS")]),
-        "two steers": to_wire([system, ASKED, CALL, RESULT, HumanMessage("ONE"), HumanMessage("STEERWORDS")]),
-        "a continuation": to_wire([system, ASKED, AIMessage("Half an"), HumanMessage("go on")]),
-        "a specialist": to_wire([SystemMessage(prompts.system_prompt("tasks").text), ASKED]),
+        "a tool call": to_wire([system, asked, CALL, RESULT]),
+        "a steer": to_wire([system, asked, CALL, RESULT, HumanMessage("STEERWORDS")]),
+        "two steers": to_wire([system, asked, CALL, RESULT, HumanMessage("ONE"), HumanMessage("STEERWORDS")]),
+        "a continuation": to_wire([system, asked, AIMessage("Half an"), HumanMessage("go on")]),
+        "a specialist": to_wire([SystemMessage(prompts.system_prompt("tasks").text), asked]),
         "a document": question,
         "a repair": [*question, *again],
         "an interview": [
@@ -98,8 +99,6 @@ def conversations() -> dict[str, list[llm.Message]]:
         ]
     return {name: list(in_strict_order(messages)) for name, messages in found.items()}
 
-
-CONVERSATIONS = conversations()
 
 _SYSTEM_FIRST = """
 {%- for message in messages %}
@@ -179,7 +178,7 @@ def render(template: str, messages: list[llm.Message]) -> str:
 @pytest.mark.parametrize("name", [*_OWN, *_PUBLISHED])
 def test_a_template_neither_refuses_nor_loses_anything(name: str) -> None:
     template = (_OWN | _PUBLISHED)[name]
-    for place, messages in CONVERSATIONS.items():
+    for place, messages in conversations().items():
         if "System role not supported" in template:
             messages = list(without_system_role(messages))
         if (
