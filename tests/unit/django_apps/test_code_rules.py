@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from adiuva.celery import app
 
 ROOT = Path(settings.BASE_DIR)
 PACKAGES = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
+# Programs of their own, which log for their owner.
+PROGRAMS = ("adiuva/offline_llm/", "adiuva/devices/client/")
 # Tools around the server: they print to a terminal, and do not import its logging.
-TOOLS = ("adiuva/embedded/", "adiuva/offline_llm/", "adiuva/devices/client/")
+TOOLS = ("adiuva/embedded/", *PROGRAMS)
 # Functions that keep an error in a handler, and raise it in another task.
 RAISED_LATER = {
     "adiuva/llm/streamed_body.py:hand_on",
@@ -27,6 +30,10 @@ LOGGING = {"log_failure", "as_client_error"}
 # Where a lease is written by hand: presence's is that of a process, which nobody claims.
 OWN_LEASES = {"adiuva/core/leases.py", "adiuva/devices/presence.py"}
 
+# Log entries are events: a noun, a dot, and what happened to it.
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+EVENT = re.compile(r"[a-z]+(_[a-z]+)*\.[a-z]+(_[a-z]+)*")
+
 # Each with the name of its file.
 Calls = list[tuple[str, ast.Call]]
 
@@ -35,19 +42,31 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
-            if "/migrations/" not in name and not name.startswith(TOOLS):
+            if "/migrations/" not in name and not name.startswith(PROGRAMS):
                 yield name, ast.parse(path.read_text(), name)
 
 
 # Read and walked through once, and not kept beyond this module: the trees take much memory.
 @pytest.fixture(scope="module")
-def trees() -> list[tuple[str, ast.Module]]:
+def all_trees() -> list[tuple[str, ast.Module]]:
     return list(sources())
 
 
 @pytest.fixture(scope="module")
-def calls(trees: list[tuple[str, ast.Module]]) -> Calls:
-    return [(name, node) for name, tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+def trees(all_trees: list[tuple[str, ast.Module]]) -> list[tuple[str, ast.Module]]:
+    """Without those of tools."""
+    return [(name, tree) for name, tree in all_trees if not name.startswith(TOOLS)]
+
+
+@pytest.fixture(scope="module")
+def calls_of_all(all_trees: list[tuple[str, ast.Module]]) -> Calls:
+    return [(name, node) for name, tree in all_trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+@pytest.fixture(scope="module")
+def calls(calls_of_all: Calls) -> Calls:
+    """Without those of tools."""
+    return [(name, node) for name, node in calls_of_all if not name.startswith(TOOLS)]
 
 
 def handlers(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.ExceptHandler]]:
@@ -205,3 +224,38 @@ def test_no_place_of_a_sealed_value_is_spelled_by_hand(calls: Calls) -> None:
         if _name(node) in ("place", "associated_data")
     ]
     assert spelled == []
+
+
+def event_of(call: ast.Call) -> str | None:
+    """The first argument of a call that logs, if it is a literal."""
+    match call.func:
+        case ast.Attribute(value=ast.Name(id="log" | "logger"), attr=level) if level in LEVELS:
+            pass
+        case ast.Name(id="log_failure"):
+            pass
+        case _:
+            return None
+    match call.args:
+        case [ast.Constant(value=str(event)), *_]:
+            return event
+    return None
+
+
+def test_events_are_a_noun_and_what_happened(calls_of_all: Calls) -> None:
+    wrong = [
+        f"{name}:{node.lineno} {event!r}"
+        for name, node in calls_of_all
+        if (event := event_of(node)) and not EVENT.fullmatch(event)
+    ]
+    assert wrong == []
+
+
+def test_loggers_are_named_after_their_module(calls_of_all: Calls) -> None:
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, node in calls_of_all
+        if isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("get_logger", "getLogger")
+        and isinstance(node.args[0] if node.args else None, ast.Constant)
+    ]
+    assert wrong == []

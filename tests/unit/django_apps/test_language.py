@@ -184,10 +184,12 @@ def error_messages() -> frozenset[tuple[str, str]]:
 
 def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a function or module without those of the functions in it."""
-    for child in ast.iter_child_nodes(function):
-        yield child
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield from _own_nodes(child)
+    above = [function]
+    while above:
+        for child in ast.iter_child_nodes(above.pop()):
+            yield child
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                above.append(child)
 
 
 def _said_by(node: ast.AST, names: dict[str, int], *, in_error: bool) -> Iterator[ast.expr]:
