@@ -11,7 +11,7 @@ from django.conf import LazySettings
 from adiuva.accounts.keys import cipher_for
 from adiuva.llm.structured import UnusableAnswer
 from memory import entries, entry_content, structured, taking_back
-from memory.entries import BY_HAND, MAX_PROPOSALS, EntryDetails
+from memory.entries import BY_HAND, EntryDetails
 from memory.models import Entry, Memory, SourceKind, Tier
 from memory.search import search
 from tests.factories import somebody
@@ -77,10 +77,11 @@ def test_what_the_user_says_or_corrects_by_hand_bears_a_proposal_out(user: uuid.
     assert set(holding(user, Tier.ASSOCIATIVE)) == {"Bob likes sailing", "Bob likes swimming"}
 
 
-def test_old_proposals_make_room(user: uuid.UUID) -> None:
-    for number in range(MAX_PROPOSALS + 3):
+def test_old_proposals_make_room(user: uuid.UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "MAX_PROPOSALS", 20)
+    for number in range(23):
         put(user, f"fact {number}", source=said("one"), details=PROPOSED)
-    assert Entry.objects.of(user).proposals().count() == MAX_PROPOSALS
+    assert Entry.objects.of(user).proposals().count() == 20
 
 
 def test_one_call_takes_back_what_a_message_added_replaced_and_ended(user: uuid.UUID) -> None:

@@ -21,12 +21,18 @@ from tests.factories import somebody
 TEXTS = [f"Anna {number} visits place {number * 7}" for number in range(40)]
 
 
+@pytest.fixture(scope="module")
+def with_many(committed_db: str) -> uuid.UUID:
+    """Whose entries no test changes."""
+    return with_entries(TEXTS)
+
+
 @pytest.fixture
-def user(committed_db: str, monkeypatch: pytest.MonkeyPatch) -> uuid.UUID:
+def user(with_many: uuid.UUID, monkeypatch: pytest.MonkeyPatch) -> uuid.UUID:
     monkeypatch.setattr(ranking, "_MANY", len(TEXTS))
     monkeypatch.setattr(ranking, "_COMPARED", 20)
     monkeypatch.setattr(recall, "_sizes", {})
-    return with_entries(TEXTS)
+    return with_many
 
 
 def with_entries(texts: list[str]) -> uuid.UUID:
@@ -100,7 +106,9 @@ def test_common_words_are_looked_up_only_where_a_question_has_no_others(
     assert recall._sizes[user].common == common
 
 
-def test_an_entry_that_has_ended_has_no_vector_and_takes_no_place(user: uuid.UUID) -> None:
+@pytest.mark.usefixtures("committed_db")
+def test_an_entry_that_has_ended_has_no_vector_and_takes_no_place() -> None:
+    user = with_entries(TEXTS[:8])
     ended = Embedding.objects.filter(user_id=user).values_list("entry_id", flat=True)[:5]
     gone = list(ended)
     assert entries.end_validity(user_id=user, ids=gone) == 5
@@ -137,6 +145,7 @@ def test_bits_are_those_of_the_vector_as_it_is_stored(user: uuid.UUID) -> None:
     """Where components cancel each other out, rounding decides the sign."""
     for row in Embedding.objects.filter(user_id=user):
         assert row.bits == sign_bits(HalfVector(row.vector).to_list())
+    row = Embedding.objects.get(user_id=with_entries(TEXTS[:1]))
     row.vector = [-value for value in row.vector]
     row.save()
     row.refresh_from_db()
