@@ -93,20 +93,10 @@ class Extractor:
             kind=document.kind,
         )
         mine = [each for each in known if each.record.table in self.rules.tables]
-        tasks = [
-            asyncio.create_task(
-                _PartReading(self, document.name, part, nearest_known(mine, part.text), found).read()
-            )
-            for part in parts
+        readings = [
+            _PartReading(self, document.name, part, nearest_known(mine, part.text), found) for part in parts
         ]
-        try:
-            answers = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()  # if one has failed, the answers of the others are useless
-            await asyncio.gather(
-                *tasks, return_exceptions=True
-            )  # their requests have ended once this returns
+        answers = [await readings[0].read()] if len(readings) == 1 else await _read_at_once(readings)
         found.records = in_order(record for answer in answers for record in answer.records)
         found.rejected = [rejected for answer in answers for rejected in answer.rejected]
         found.verdicts = _agreed(
@@ -186,17 +176,17 @@ class _PartReading:
                 messages = self._repair(text, "the answer is not JSON.")
                 continue
             records, rejected = self._rules.check(*values, *([cut] if cut else []), part=self._part.number)
-            copied = [record for record in records if self._is_copied_example(record)]
-            records = [record for record in records if record not in copied]
-            rejected += [
-                RejectedRecord(
-                    "copied_example",
-                    "it stands in the example of the instructions, and not in the document",
-                    repairable=False,
-                    place=record.place,
-                )
-                for record in copied
-            ]
+            if copied := [record for record in records if self._is_copied_example(record)]:
+                records = [record for record in records if record not in copied]
+                rejected += [
+                    RejectedRecord(
+                        "copied_example",
+                        "it stands in the example of the instructions, and not in the document",
+                        repairable=False,
+                        place=record.place,
+                    )
+                    for record in copied
+                ]
             if cut is not None:
                 rejected = [each for each in rejected if each.code != "no_records"]
             self._note_verdicts(values, cut)
@@ -322,6 +312,18 @@ class _PartReading:
             if problem.repairable
         ]
         return list(dict.fromkeys(reasons))
+
+
+async def _read_at_once(readings: Sequence[_PartReading]) -> list[_PartAnswer]:
+    """If one fails, the answers of the others are useless. Their requests have ended once this returns."""
+    tasks = [asyncio.create_task(reading.read()) for reading in readings]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _agreed(answers: Sequence[Mapping[UUID, Verdict]], shown: Sequence[set[UUID]]) -> dict[UUID, Verdict]:

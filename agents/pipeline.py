@@ -259,7 +259,7 @@ class Pipeline:
     async def _lane(self, documents: asyncio.Queue[SourceDocument | None], extractor: Extractor) -> None:
         while (document := await documents.get()) is not None:
             await self._process(document, extractor)
-            await self._budget.release(len(document.content))
+            self._budget.release(len(document.content))
             documents.task_done()
             await self._progress.report()
 
@@ -364,21 +364,21 @@ def _at(reason: str, places: list[str]) -> str:
 
 
 class _CharBudget:
-    """Limits how many characters of documents are held at once."""
+    """Limits how many characters of documents are held at once. One task acquires, others release."""
 
     def __init__(self) -> None:
         self._held = 0
-        self._freed = asyncio.Condition()
+        self._freed = asyncio.Event()
 
     async def acquire(self, size: int) -> None:
-        async with self._freed:
-            await self._freed.wait_for(lambda: not self._held or self._held + size <= _MAX_HELD_CHARS)
-            self._held += size
+        while self._held and self._held + size > _MAX_HELD_CHARS:
+            self._freed.clear()
+            await self._freed.wait()
+        self._held += size
 
-    async def release(self, size: int) -> None:
-        async with self._freed:
-            self._held -= size
-            self._freed.notify_all()
+    def release(self, size: int) -> None:
+        self._held -= size
+        self._freed.set()
 
 
 _suspect_lock = threading.Lock()

@@ -134,7 +134,7 @@ class RecordRules:
         for number, item in enumerate(found[:MAX_RECORDS], 1):
             place = f"part {part}, record {number}" if part else f"record {number}"
             try:
-                records.append(replace(self._record(item), place=place, part=part))
+                records.append(self._record(item, place, part))
             except _UnusableRecord as unusable:
                 rejected.append(replace(unusable.rejected, place=place))
         if len(found) > MAX_RECORDS:
@@ -164,7 +164,7 @@ class RecordRules:
             found[number] = Verdict(number, now, data)
         return list(found.values())
 
-    def _record(self, item: Any) -> Record:
+    def _record(self, item: Any, place: str, part: int) -> Record:
         if not isinstance(item, dict):
             raise _UnusableRecord("bad_record", 'a record is {"table": …, "data": {…}}')
         given = item.get("data")
@@ -199,7 +199,7 @@ class RecordRules:
         if table.reviewed:
             data |= {"isAiSuggested": 1, "isApproved": 0}
         left_out = tuple(FieldProblem(each.reason, each.repairable) for each in problems.values())
-        return Record(table.name, data, problems=left_out)
+        return Record(table.name, data, place, part, left_out)
 
     def _fields(
         self, table: Table, given: Mapping[Any, Any]

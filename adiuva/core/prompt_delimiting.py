@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from functools import cache
 
 from django.conf import settings
 
@@ -24,6 +25,10 @@ def delimit_own(name: str, text: str) -> str:
 
 
 def _mark(name: str, text: str) -> str:
-    key = hashlib.sha256(b"adiuva.core.prompt_delimiting\0" + settings.SECRET_KEY.encode()).digest()
     said = f"{name}\0{text}".encode("utf-8", "surrogatepass")
-    return f"data-{hmac.new(key, said, hashlib.sha256).hexdigest()[:16]}"
+    return f"data-{hmac.digest(_key(settings.SECRET_KEY), said, 'sha256').hex()[:16]}"
+
+
+@cache
+def _key(secret: str) -> bytes:
+    return hashlib.sha256(b"adiuva.core.prompt_delimiting\0" + secret.encode()).digest()

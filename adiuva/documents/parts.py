@@ -78,27 +78,29 @@ def cut_into_parts(text: str, *, most_chars: int, head: Head | None = None, kind
 
 def _units(text: str, *, is_table: bool) -> list[_Unit]:
     """The items in order; together they are the whole text. Blank lines are items of their own."""
-    lines = _lines(text)
+    lines, looks = _lines(text)
     if is_table:
         return _records(text, lines)
-    looks = [_look(text[start:end]) for start, end in lines]
     units: list[_Unit] = []
     number = 0
     while number < len(lines):
         start, end = lines[number]
         last = number
-        if looks[number] == "blank":
+        look, following = looks[number], looks[number + 1]
+        if look == "blank":
             units.append(_Unit(start, end, "blank"))
-        elif looks[number] == "marked" and (marked := _marked_unit(text, lines, number)):
+        elif look == "plain" and following == "blank":  # a paragraph of one line
+            units.append(_Unit(start, end, "text"))
+        elif look == "marked" and (marked := _marked_unit(text, lines, number)):
             units.append(marked)
             while last + 1 < len(lines) and lines[last + 1][1] <= marked.end:
                 last += 1
         else:
-            item = _ITEM.match(text, start, end) if looks[number] == "marked" else None
+            item = _ITEM.match(text, start, end) if look == "marked" else None
             while last + 1 < len(lines) and _continues(text, lines, looks, last + 1):
                 last += 1
             underlined = 0
-            if item is None and last == number and looks[last + 1 : last + 2] == ["marked"]:
+            if item is None and last == number and following == "marked":
                 underlined = _underline(text, lines[last + 1])
             if underlined:
                 last += 1
@@ -111,21 +113,32 @@ def _units(text: str, *, is_table: bool) -> list[_Unit]:
     return units
 
 
-def _lines(text: str) -> list[tuple[int, int]]:
-    found, start = [], 0
+def _lines(text: str) -> tuple[list[tuple[int, int]], list[Look]]:
+    """Find where lines begin and end, and what each may be at a glance: most are plain, and not looked at again.
+
+    Behind the last one stands a blank that is no line.
+    """
+    found: list[tuple[int, int]] = []
+    looks: list[Look] = []
+    start = 0
     for line in text.split("\n"):
-        found.append((start, start := start + len(line) + 1))
-    last = found.pop()
-    return [*found, (last[0], len(text))] if last[0] < len(text) else found
-
-
-def _look(line: str) -> Look:
-    """Return what a line may be, at a glance. Most lines are plain, and are not looked at again."""
-    stripped = line.strip()
-    if not stripped:
-        return "blank"
-    first = stripped[0]
-    return "marked" if first in _MARKS or first.isdecimal() or "|" in stripped else "plain"
+        end = start + len(line) + 1
+        found.append((start, end))
+        start = end
+        stripped = line.strip()
+        if not stripped:
+            looks.append("blank")
+        elif (first := stripped[0]) in _MARKS or first.isdecimal() or "|" in stripped:
+            looks.append("marked")
+        else:
+            looks.append("plain")
+    begin, _ = found.pop()
+    if begin < len(text):
+        found.append((begin, len(text)))
+        looks.append("blank")
+    else:
+        looks[-1] = "blank"
+    return found, looks
 
 
 def _marked_unit(text: str, lines: list[tuple[int, int]], number: int) -> _Unit | None:

@@ -82,7 +82,7 @@ class EndpointChat(ChatModel):
             raise
         self._window.note_usage(size, reply.usage.input_tokens)
         await self._thoughts.note_whole_answer(reply, is_free=schema is None)
-        return replace(reply, usage=reply.usage.by(self.name))
+        return Reply(reply.text, reply.tool_calls, reply.finish, reply.usage.by(self.name))
 
     async def stream(
         self,

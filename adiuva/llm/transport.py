@@ -198,7 +198,9 @@ async def chunks(
     response: aiohttp.ClientResponse, silence_s: float | None = None
 ) -> AsyncGenerator[bytes, None]:
     """Yield the body as it is read from the socket. Raises TimeoutError when nothing arrives for `silence_s`."""
-    watch = None if silence_s is None else _SilenceTimer(response, silence_s)
+    # Of a short answer all is there.
+    is_whole = response.content.is_eof()
+    watch = None if silence_s is None or is_whole else _SilenceTimer(response, silence_s)
     size = 0
     try:
         while piece := await (watch or response.content).readany():

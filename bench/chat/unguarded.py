@@ -55,8 +55,8 @@ def without_records() -> None:
 
     check = record_validation.RecordRules._record
 
-    def trusting(rules: Any, item: Any) -> Any:
-        record = check(rules, item)
+    def trusting(rules: Any, item: Any, place: str, part: int) -> Any:
+        record = check(rules, item, place, part)
         record.data.update(item["data"])
         return record
 
