@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,6 +251,31 @@ async def test_a_turn_is_let_go_when_redis_does_not_come_back(monkeypatch: pytes
     turn.end()
     async with asyncio.timeout(60):
         await turn.saved.wait()
+
+
+async def test_a_log_that_redis_refuses_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_log, "_WRITE_INTERVAL_S", 0.001)
+    recorder, turn = StreamLogWriter(), await a_turn()
+    command, refused = recorder._redis.command, list[str]()
+
+    def refuse_at_first(answered: Callable[[Any], object], *words: str | bytes) -> None:
+        if len(refused) < 4:
+            refused.append(str(words[0]))
+            answered("unavailable" if len(refused) < 3 else "lost")
+        else:
+            command(answered, *words)
+
+    monkeypatch.setattr(recorder._redis, "command", refuse_at_first)
+    recorder.add(turn.recording)
+    turn.stream.start(None)
+    turn.stream.write("said")
+    turn.end()
+    async with asyncio.timeout(60):
+        await turn.saved.wait()
+    assert refused == ["RPUSH", "EXPIRE", "RPUSH", "EXPIRE"]
+    kept = await turn.read()
+    assert kept is not None
+    assert kept.frames == turn.said()
 
 
 async def test_a_log_without_redis_raises_what_its_readers_expect(monkeypatch: pytest.MonkeyPatch) -> None:
