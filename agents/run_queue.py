@@ -18,6 +18,7 @@ from django.db import transaction
 from django.db.models import Count, F, IntegerField, Min, QuerySet, Subquery
 from django.db.models.functions import Coalesce, Greatest, Now
 
+from adiuva.core import leases
 from adiuva.core.db import prepared_cursor
 from agents import claimed_runs, runs
 from agents.claimed_runs import ClaimedRun
@@ -96,7 +97,7 @@ def _waiting() -> QuerySet[Run]:
 
 def _running() -> QuerySet[Run]:
     """Runs that a living worker holds."""
-    return Run.objects.filter(state=Run.State.RUNNING, lease_until__gt=Now()).order_by()
+    return Run.objects.filter(leases.is_held(), state=Run.State.RUNNING).order_by()
 
 
 def _lock_next_user(queued_for: dt.timedelta, passed: Sequence[UUID]) -> UUID | None:

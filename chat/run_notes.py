@@ -68,10 +68,10 @@ def take(place: ChatPlace, fence: int) -> Note | None:
 
 class RunNotes:
     """The ends of runs that one turn tells. `is_due` says that there may be something to
-    take; `asked`, that the turn has looked for it."""
+    take; `has_looked`, that the turn has looked for it."""
 
     def __init__(self, *, is_due: bool = False) -> None:
-        self.is_due, self.asked = is_due, False
+        self.is_due, self.has_looked = is_due, False
         self.told: list[uuid.UUID] = []
         self._unread: list[uuid.UUID] = []  # notes that the model was given and has not answered yet
 
@@ -80,7 +80,7 @@ class RunNotes:
         is nothing, or the turn runs no more."""
         if not self.is_due:
             return None
-        self.is_due, self.asked = False, True
+        self.is_due, self.has_looked = False, True
         try:
             note = await db.run(take, place, fence)
         except Exception as error:  # the user's turn has its own answer to give

@@ -97,7 +97,7 @@ class Stream:
         # The last seq that was assigned.
         self.seq = -1
         self.ended = False
-        self.asked = False
+        self.has_asked_approval = False
         # Approval id → the frame that asks for it, until it is decided.
         self.open: dict[str, StreamFrame] = {}
         self._followers: dict[Listener, _Follower] = {}
@@ -123,7 +123,7 @@ class Stream:
         self._add(StreamStatus(request_id=self.request_id, seq=self._next(), label=label))
 
     def ask(self, frame: ApprovalRequest) -> None:
-        self.asked = True
+        self.has_asked_approval = True
         self.open[frame.id] = self._add(frame)
 
     def is_over(self, entry: StreamFrame) -> bool:
@@ -275,7 +275,7 @@ class _Follower:
             while self._position < len(stream.entries):
                 entries = stream.entries[self._position : self._position + self._MAX_FRAMES]
                 self._position += len(entries)
-                if stream.asked:  # do not repeat approvals that have been decided
+                if stream.has_asked_approval:  # do not repeat approvals that have been decided
                     entries = [entry for entry in entries if not stream.is_over(entry)]
                 if entries and not await self._listener.send_frames(stream.request_id, entries):
                     return

@@ -480,8 +480,8 @@ class TurnAnswer:
 
     @property
     def may_hold_runs(self) -> bool:
-        """True if it has tried to take it upon itself to tell how runs ended."""
-        return self._notes.asked or bool(self._agent_work and self._agent_work.asked_runs)
+        """True if the turn has asked for watches of runs to tell, so that it may hold some."""
+        return self._notes.has_looked or bool(self._agent_work and self._agent_work.asked_runs)
 
     def record(self) -> TurnRecord | None:
         session = self._session

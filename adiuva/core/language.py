@@ -94,7 +94,7 @@ class ApiLanguage:
 
 
 def _asked_for(request: HttpRequest) -> str:
-    """The language of a cookie or of Accept-Language, which most programs do not send."""
+    """The language of a cookie or of Accept-Language; most programs send neither."""
     if "HTTP_ACCEPT_LANGUAGE" in request.META or "HTTP_COOKIE" in request.META:
         return language_of(translation.get_language_from_request(request))
     return language_of(settings.LANGUAGE_CODE)

@@ -165,6 +165,11 @@ def is_free() -> Q:
     return Q(lease_until=None) | Q(lease_until__lt=Now())
 
 
+def is_held() -> Q:
+    """Rows whose holder's lease has not run out."""
+    return Q(lease_until__gt=Now())
+
+
 def is_over() -> Q:
     """Rows whose holder did not renew its lease in time."""
     return Q(lease_until__lt=Now())

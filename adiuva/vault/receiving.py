@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from django.db.models.functions import Now
 from django.utils import timezone
 
+from adiuva.core import leases
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.object_store.store import ObjectMissing, Progress, Sink, StorageAway, StorageFull, store
 from adiuva.vault import uploads
@@ -172,7 +172,7 @@ def open_receiver(
     """
     if not direct:
         uploads.get(user_id, upload_id)
-    busy = Upload.objects.of(user_id).filter(lease_until__gt=Now()).exclude(pk=upload_id).count()
+    busy = Upload.objects.of(user_id).filter(leases.is_held()).exclude(pk=upload_id).count()
     if busy >= MOST_AT_ONCE:
         raise TooManyUploads(MOST_AT_ONCE)
     upload, lease = uploads.claim(user_id, upload_id)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models.functions import Now
 
+from adiuva.core import leases
 from adiuva.core.errors import AdiuvaError, Conflict
 from billing.models import Plan
 from billing.payments import stripe_jobs, sync
@@ -68,7 +68,7 @@ def _wish(paid: Subscription, number: int, owner_id: UUID) -> StripeJob | None:
     the later of two calls could come first."""
     subject = paid.stripe_id
     under_way = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=subject, state__in=StripeJob.OPEN)
-    if under_way.filter(lease_until__gt=Now()).exclude(detail__seats=number).exists():
+    if under_way.filter(leases.is_held()).exclude(detail__seats=number).exists():
         raise SeatsChanging("the number of seats is being changed just now: try again in a minute")
     if not under_way.exists() and paid.quantity == number and paid.wanted == paid.synced:
         return None

@@ -366,7 +366,7 @@ def test_what_a_turn_does_not_know_that_it_holds_is_due_after_it(committed_db: s
     place = ChatPlace(person.id, running.turn_id, running.conversation_id)
     assert run_watches.hold(heard.run_id, place)
     notes = run_notes.RunNotes()
-    notes.asked, notes.told = True, [given.pk]
+    notes.has_looked, notes.told = True, [given.pk]
     assert run_notes.take(place, running.fence) is not None
     turn_ends.finish_turn(
         request=request,
