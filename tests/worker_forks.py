@@ -83,6 +83,17 @@ class _Imports:
 
     def pytest_collection_finish(self) -> None:
         forkserver.import_modules()  # here, pytest still has a say in how modules are loaded
+        if "hypothesis" in sys.modules:
+            _make_tables_of_hypothesis()
+
+
+def _make_tables_of_hypothesis() -> None:
+    """What its first draws would look up: the characters there are, and the constants in our modules."""
+    from hypothesis.internal import charmap
+    from hypothesis.internal.conjecture import providers
+
+    charmap.intervals_from_codec("utf-8")
+    providers._get_local_constants()
 
 
 def _serve(arguments: list[str]) -> None:
