@@ -1,7 +1,7 @@
 """Storage quotas: amounts that a user stores, by kind, and room that is reserved before the first byte comes.
 
 A reservation is one statement that compares with the plan, so that concurrent ones are granted no more than fits. It is
-kept (`keep`) with what was really stored, in the transaction that stores it, or released (`let_go`); a forgotten one
+kept (`keep`) with what was really stored, in the transaction that stores it, or released (`release`); a forgotten one
 expires. Deleting gives room back (`give_back`), also for an account that is over its plan.
 """
 
@@ -93,7 +93,7 @@ def keep(reservation_id: uuid.UUID, n: int, *, instead_of: int = 0) -> bool:
 
 
 @transaction.atomic
-def let_go(reservation_id: uuid.UUID) -> None:
+def release(reservation_id: uuid.UUID) -> None:
     """Give a reservation back; one that has expired is gone already."""
     row = _take(reservation_id)
     if row is not None:
@@ -165,7 +165,7 @@ def expire() -> int:
     late = StorageReservation.objects.filter(expires_at__lt=Now()).order_by("expires_at")
     ids = list(late.values_list("pk", flat=True)[:_EXPIRED_AT_ONCE])
     for reservation_id in ids:
-        let_go(reservation_id)
+        release(reservation_id)
     return len(ids)
 
 

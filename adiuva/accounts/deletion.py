@@ -92,7 +92,7 @@ def _close(user: User) -> None:
     log.info("account.closed", user_id=str(user.pk))
 
 
-def go_on(user_id: UUID) -> None:
+def resume(user_id: UUID) -> None:
     """Delete rows of a closed account for a while, and the account once few are left. Safe at any time."""
     found = leases.claim(Deletion.objects.filter(pk=user_id), _LEASE)
     if not found:

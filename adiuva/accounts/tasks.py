@@ -27,7 +27,7 @@ def sweep_mails() -> None:
 
 @shared_task(name="accounts.delete")
 def delete(user_id: str) -> None:
-    deletion.go_on(UUID(user_id))
+    deletion.resume(UUID(user_id))
 
 
 @shared_task(name="accounts.sweep_deletions")

@@ -22,7 +22,7 @@ class Amounts(Protocol):
     def keep(self, reservation_id: uuid.UUID, n: int, /, *, instead_of: int = 0) -> bool:
         """It came: count it in place of the reservation. False if that has expired."""
 
-    def let_go(self, reservation_id: uuid.UUID, /) -> None:
+    def release(self, reservation_id: uuid.UUID, /) -> None:
         """It does not come."""
 
     def add(self, user_id: uuid.UUID, kind: Kind, n: int, /) -> None:
@@ -50,7 +50,7 @@ class _Unlimited:
     def keep(self, reservation_id: uuid.UUID, n: int, /, *, instead_of: int = 0) -> bool:
         return True
 
-    def let_go(self, reservation_id: uuid.UUID, /) -> None: ...
+    def release(self, reservation_id: uuid.UUID, /) -> None: ...
 
     def add(self, user_id: uuid.UUID, kind: Kind, n: int, /) -> None: ...
 

@@ -217,7 +217,7 @@ def delete_held(lease: Lease[Upload], upload: Upload) -> None:
     try:
         with transaction.atomic():
             lease.held()
-            limits.amounts().let_go(upload.reservation)
+            limits.amounts().release(upload.reservation)
             Upload.objects.filter(pk=upload.pk).delete()
     except LeaseLost:
         _queue_if_gone(upload.pk, upload.object)

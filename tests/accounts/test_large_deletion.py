@@ -72,18 +72,18 @@ def test_its_rows_go_in_short_transactions_and_whoever_comes_goes_on(
     services.delete_account(user=User.objects.get(pk=ada.id))
     before = left(ada)
     monkeypatch.setattr(deletion, "_TURN_S", -1.0)
-    deletion.go_on(ada.id)
+    deletion.resume(ada.id)
     assert 0 < left(ada) < before
     held = Deletion.objects.get(pk=ada.id)
     assert held.lease_until is None
     monkeypatch.setattr(deletion, "_TURN_S", 60.0)
     with CaptureQueriesContext(connection) as queries:
-        deletion.go_on(ada.id)
+        deletion.resume(ada.id)
     assert left(ada) == 0
     assert not User.objects.filter(pk=ada.id).exists()
     assert not Deletion.objects.filter(pk=ada.id).exists()
     assert len([query for query in queries if query["sql"] == "COMMIT"]) > (RUNS + ENTRIES) / 3
-    deletion.go_on(ada.id)  # late: there is nothing to do
+    deletion.resume(ada.id)  # late: there is nothing to do
 
 
 def test_what_holds_few_rows_goes_in_one_transaction(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +100,5 @@ def test_an_interrupted_deletion_is_found(ada: Person, monkeypatch: pytest.Monke
     found.clear()
     deletion.sweep()
     assert ada.id in found
-    deletion.go_on(ada.id)
+    deletion.resume(ada.id)
     assert left(ada) == 0

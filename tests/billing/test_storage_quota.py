@@ -43,7 +43,7 @@ def test_room_is_reserved_kept_and_given_back() -> None:
         reserve(mara, 1)
     assert refused.value.extra["upgrade_to"] == "power" and refused.value.extra["used"] == 5 * GB
     assert storage_quota.keep(first, 2 * GB)
-    storage_quota.let_go(second)
+    storage_quota.release(second)
     assert amounts(mara) == (2 * GB, 0)
     assert not storage_quota.keep(first, 2 * GB)  # counted once
     third = reserve(mara, 3 * GB)

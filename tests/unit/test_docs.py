@@ -41,6 +41,16 @@ def test_functions_that_the_recipes_call_exist() -> None:
     assert {name for name in called if not re.search(rf"\b{name}\b", code)} == set()
 
 
+def test_the_map_names_all_our_commands() -> None:
+    entry = re.search(r"^manage\.py .*\n(?: .*\n)*", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.M)
+    assert entry is not None
+    apps = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
+    paths = [path for app in apps for path in (ROOT / app).rglob("management/commands/*.py")]
+    commands = {path.stem for path in paths} - {"__init__"}
+    assert "up" in commands
+    assert {name for name in commands if not re.search(rf"\b{name}\b", entry[0])} == set()
+
+
 def test_the_commands_that_the_readme_names_exist() -> None:
     """Its requests are those of docs/guide.md, whose examples tests/clients/test_guide.py runs."""
     readme = (ROOT / "README.md").read_text("utf-8")
