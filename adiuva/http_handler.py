@@ -16,10 +16,11 @@ from typing import IO, Any, Final, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings
+from django.core import signals
 from django.core.exceptions import RequestAborted
 from django.core.handlers import base
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
-from django.db import connections
+from django.db import close_old_connections, connections, reset_queries
 from django.http import FileResponse, HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, set_script_prefix
@@ -43,6 +44,10 @@ def _threads() -> ThreadPoolExecutor:
 class ThreadedHandler(ASGIHandler):
     def __init__(self) -> None:
         base.BaseHandler.__init__(self)
+        # Each request leaves its thread without a connection, so that the next one has none to look for.
+        signals.request_started.disconnect(close_old_connections)
+        if not settings.DEBUG:
+            signals.request_started.disconnect(reset_queries)
         self.load_middleware(is_async=False)
         self._answer_in_thread = _in_thread(self._answer)
         self._views: dict[tuple[str, str], ResolverMatch] = {}
@@ -101,11 +106,8 @@ class ThreadedHandler(ASGIHandler):
             await _in_thread(response.close)()
 
     def _answer(self, scope: Any, body: IO[bytes]) -> HttpResponseBase:
-        """Answer as Django's WSGI handler does. The caller must close a response that streams.
-
-        `request_started` is not sent: its receivers look for connections that an earlier request left in the thread,
-        and none does here.
-        """
+        """Answer as Django's WSGI handler does. The caller must close a response that streams."""
+        signals.request_started.send(sender=type(self), scope=scope)
         if prefix := get_script_prefix(scope):
             set_script_prefix(prefix)
         request, response = self.create_request(scope, body)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
+from django.core import signals
 from django.db import connection
+from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
@@ -142,3 +144,22 @@ async def test_streams_come_whole_and_hold_no_connection(committed_db: str, view
 async def test_a_view_that_fails_is_answered(committed_db: str, views_of_tests: None) -> None:
     assert (await ask("/fail"))[0] == 500
     assert (await ask("/nowhere"))[0] == 404
+
+
+async def test_receivers_of_djangos_signals_hear_of_each_request(
+    committed_db: str, views_of_tests: None
+) -> None:
+    heard: list[str] = []
+
+    def hear(signal: Signal, **_: object) -> None:
+        heard.append("started" if signal is signals.request_started else "finished")
+
+    for signal in (signals.request_started, signals.request_finished):
+        signal.connect(hear)
+    try:
+        for where in ("/stream", "/fail"):
+            await ask(where)
+    finally:
+        for signal in (signals.request_started, signals.request_finished):
+            signal.disconnect(hear)
+    assert heard == ["started", "finished"] * 2
