@@ -21,6 +21,7 @@ from bench.harness import Stopwatch, bench_servers, median, record, show
 RUNS: Final = 1_000_000
 EVENTS_A_RUN: Final = 10
 RARE: Final = 100
+PASSWORD: Final = "correct horse"
 TURNS: Final = 5
 _LIMIT: Final = 50
 
@@ -49,7 +50,7 @@ WHERE run.created_at BETWEEN %(base)s - %(until)s * interval '30 s' AND %(base)s
 
 @dataclass
 class People:
-    token: str = ""
+    email: str = ""
     owner: UUID = field(default_factory=uuid4)
     rare: UUID = field(default_factory=uuid4)
     users: list[UUID] = field(default_factory=list)
@@ -64,11 +65,12 @@ def make_people() -> People:
     from adiuva.accounts.models import User
     from agents.models import Agent
 
-    tokens = services.register(email=f"{uuid4().hex}@example.com", password="correct horse")
+    email = f"{uuid4().hex}@example.com"
+    tokens = services.register(email=email, password=PASSWORD)
     owner = services.authenticate(access_token=tokens.access_token).user_id
     others = [User(email=f"{uuid4().hex}@example.com", password="!") for _ in range(1_000)]
     User.objects.bulk_create(others)
-    people = People(tokens.access_token, owner)
+    people = People(email, owner)
     people.users = [owner] * 20 + [user.pk for user in others]
     people.agents = [uuid4() for _ in range(19)] + [people.rare] + [uuid4() for _ in others]
     cipher = cipher_for(owner)
@@ -78,7 +80,15 @@ def make_people() -> People:
 
 @contextmanager
 def without_indexes(cursor: Any, table: str) -> Iterator[None]:
-    """Made anew once the rows are there, which takes a fraction of the time."""
+    """Make them anew once the rows are there, which takes a fraction of the time."""
+    cursor.execute(
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE conrelid = %s::regclass AND contype = 'u'",
+        [table],
+    )
+    unique = cursor.fetchall()
+    for name, _ in unique:
+        cursor.execute(f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
     cursor.execute(
         "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s AND indexname NOT IN"
         " (SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass)",
@@ -90,6 +100,8 @@ def without_indexes(cursor: Any, table: str) -> Iterator[None]:
     yield
     for _, definition in found:
         cursor.execute(definition)
+    for name, definition in unique:
+        cursor.execute(f'ALTER TABLE {table} ADD CONSTRAINT "{name}" {definition}')
 
 
 def fill(people: People, since: int, until: int) -> None:
@@ -184,12 +196,16 @@ def requests(people: People, rows: int) -> dict[str, Callable[[], Any]]:
     from django.urls import reverse
     from rest_framework.test import APIClient
 
+    from adiuva.accounts import services
     from adiuva.accounts.models import User
     from adiuva.core import paging
     from agents.models import Run
 
+    token = services.login(
+        email=people.email, password=PASSWORD
+    ).access_token  # one may end before all rows are there
     rest, staff = APIClient(SERVER_NAME="localhost"), Client(SERVER_NAME="localhost")
-    rest.credentials(HTTP_AUTHORIZATION=f"Bearer {people.token}")
+    rest.credentials(HTTP_AUTHORIZATION=f"Bearer {token}")
     chief = User.objects.create(email=f"{uuid4().hex}@example.com", is_staff=True, is_superuser=True)
     staff.force_login(chief)
 
