@@ -78,7 +78,7 @@ class TurnAdmin(ReadOnlyAdmin):
 
 @admin.register(Watch)
 class WatchAdmin(ReadOnlyAdmin):
-    """Ends of runs that a chat wants to hear of: how far the telling is, never what is told."""
+    """Ends of runs that a chat wants to hear of: how far telling them has got, never their content."""
 
     list_display = ["id", "account", "run_id", "state", "attempts", "last_code", "due_at", "not_before"]
     list_filter = ["state", ("created_at", PeriodFilter)]
@@ -106,7 +106,7 @@ class WatchAdmin(ReadOnlyAdmin):
 
     @admin.display(description="last code")
     def last_code(self, watch: Watch) -> str:
-        """Why the turn that tried last did not tell it."""
+        """Return the code with which the last turn that tried to tell it failed."""
         return Turn.objects.filter(pk=watch.turn).values_list("code", flat=True).first() or ""
 
     def has_retry_permission(self, request: HttpRequest) -> bool:

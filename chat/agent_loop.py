@@ -1,8 +1,9 @@
-"""The agent loop: the model answers, its tool calls run concurrently, it answers again, until it calls no more tools.
+"""The agent loop: the model answers, its tool calls run concurrently, and it answers again until it calls no more
+tools.
 
-It works on LangChain's messages and tools, so any LangChain tool can join an assistant. What a model asks for is
-untrusted: if a tool does not exist, its arguments do not fit or it fails, the model is told so in words, and the loop
-continues until there is an answer or a limit is reached.
+It works on LangChain's messages and tools, so any LangChain tool can join an assistant. A model's calls are untrusted:
+if a tool does not exist, its arguments do not fit or it fails, the loop tells the model so in words and continues until
+there is an answer or a limit is reached.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from chat.langchain_messages import answer_message, to_wire
 from chat.tool_calls import Assistant, run_tool_calls
 from chat.turn_context import LimitReached, TurnContext
 
-# How often a call that was refused as too long is shortened and made again.
+# The most attempts at a call that is refused as too long, each shorter than the one before.
 _MAX_FITS: Final = 3
-# An answer that ends in one passage over and over is ended: a short passage ten times within so many characters, one of
-# up to 200 six times, one of up to 2,000 four times. The shortest ends it soonest: a slow model takes minutes for more.
+# An answer that repeats one passage over and over is ended: a passage of up to 60 characters after ten repetitions, one
+# of up to 200 after six, one of up to 2,000 after four. The shortest is caught soonest: a slow model would go on for
+# minutes.
 _SHORT_REPETITION_CHARS: Final = 600
 _REPETITION_CHARS: Final = 1_200
 _LONG_REPETITION_CHARS: Final = 8_000
@@ -40,7 +42,7 @@ _LEAST_LETTERS: Final = 8
 _REPETITION_CHECK_CHARS: Final = 300
 _THOUGHT: Final = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _UNOPENED_THOUGHT: Final = re.compile(r"\A(?:(?!<think(?:ing)?>).)*</think(?:ing)?>", re.DOTALL)
-# These are sent as the user's: some providers refuse a system message that comes last.
+# Sent in the user's name: some providers refuse a system message in last place.
 _GO_ON: Final = (
     "[From the app, not from the user: your answer was cut off at the length limit. Go on exactly where it stopped, "
     "without repeating anything, and bring it to a short end.]"
@@ -55,7 +57,7 @@ _CONCLUDE: Final = (
     "[From the app, not from the user: the limit of this request is reached, and no more tools can be called. Answer "
     "the user now with what you have, in a few sentences, and say what is still to be done.]"
 )
-# At these limits the model is asked for a last answer.
+# At these limits the model may still give a last answer.
 _LIMITS_WITH_ANSWER: Final = frozenset(
     {"too_many_model_calls", "same_call_fails", "deadline", "budget_spent", "work_budget_spent"}
 )
@@ -64,7 +66,7 @@ log = structlog.get_logger(__name__)
 
 
 def without_thoughts(text: str) -> str:
-    """An answer without what a reasoning model thought before; some templates send only the closing tag."""
+    """Return an answer without a reasoning model's thoughts before it; some templates send only the closing tag."""
     return _UNOPENED_THOUGHT.sub("", _THOUGHT.sub("", text))
 
 
@@ -80,9 +82,9 @@ async def _nothing() -> list[str]:
 class OutputHooks:
     """Callbacks for an assistant's text.
 
-    `on_text` gets it as it streams; `on_answer_end` is called after each answer of the model, with all of its text, and
-    returns whether the user sees any of it; `take_steers` returns what the user has said meanwhile, and `take_notes`
-    what else has happened, in words of ours.
+    `on_text` gets it as it streams. `on_answer_end` gets the whole text of each answer of the model and returns whether
+    the user sees any of it. `take_steers` returns what the user has said meanwhile, and `take_notes` what else has
+    happened, in words of ours.
     """
 
     on_text: Callable[[str], None] = lambda text: None
@@ -94,8 +96,9 @@ class OutputHooks:
 async def answer_request(
     assistant: Assistant, messages: list[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> None:
-    """Run the loop to its answer. At a limit the model is asked once more, without tools, for an answer from what there
-    is. Raises the LimitReached then, too, and what `run_agent_loop` raises besides.
+    """Run the loop to its answer. At a limit, ask the model once more, without tools, for an answer from what it has.
+
+    Raises LimitReached even if that answer came, and whatever `run_agent_loop` raises.
     """
     try:
         await run_agent_loop(assistant, messages, context, hooks)
@@ -108,9 +111,9 @@ async def answer_request(
 async def _conclude(
     assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> None:
-    """Ask for the last answer. If there is none, the turn ends without it, as the limit says."""
+    """Ask for the last answer. If none comes, the turn ends without it, with the limit's code."""
     if (meter := current_meter()) is not None:
-        meter.is_last = True  # it takes what was kept for it
+        meter.is_last = True  # it may spend the money that was kept for it
     context.model_calls += 1
     try:
         answer, _ = await _stream_answer(
@@ -118,7 +121,7 @@ async def _conclude(
         )
     except (llm.ModelError, LimitReached) as error:
         if isinstance(error, llm.BudgetSpent):
-            context.model_calls -= 1  # it was not made
+            context.model_calls -= 1  # the call was not made
         log.info("turn.no_last_answer", code=error.code)
     else:
         hooks.on_answer_end(str(answer.content))
@@ -127,7 +130,7 @@ async def _conclude(
 async def run_agent_loop(
     assistant: Assistant, messages: list[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> str:
-    """Returns the last answer's text; appends to `messages`. Raises LimitReached or a ModelError."""
+    """Return the last answer's text, after appending to `messages`. Raises LimitReached or a ModelError."""
     while True:
         answer = await _ask_model(assistant, messages, context, hooks)
         messages.append(answer)
@@ -148,21 +151,21 @@ async def run_agent_loop(
 async def _ask_model(
     assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> AIMessage:
-    """The model's answer. One that was cut off, refused, or that shows nothing to the user is tried once more.
+    """Return the model's answer. If one is cut off, refused or shows the user nothing, ask once more.
 
-    Raises LimitReached or ModelEmpty if the second is no better.
+    Raises LimitReached, or ModelEmpty if the second is no better.
     """
-    asked, shown = list(messages), ""
+    conversation, shown = list(messages), ""
     for is_last_try in (False, True):
-        answer, reason = await _stream_fitting_answer(assistant, asked, context, hooks)
+        answer, reason = await _stream_fitting_answer(assistant, conversation, context, hooks)
         text = str(answer.content)
         has_calls = bool(answer.tool_calls or answer.invalid_tool_calls)
         if reason == "length" and not has_calls and _has_visible_text(text):
             if is_last_try:
                 hooks.on_answer_end(text)
                 raise LimitReached("answer_cut_off")
-            # The user has read the text so far, so the model is asked for the rest only.
-            asked += [answer, HumanMessage(_GO_ON)]
+            # The user has read the text so far, so ask only for the rest.
+            conversation += [answer, HumanMessage(_GO_ON)]
             shown = text
             continue
         is_visible = hooks.on_answer_end(text) or bool(shown)
@@ -172,15 +175,18 @@ async def _ask_model(
         if is_last_try:
             raise LimitReached("content_filter") if reason == "content_filter" else llm.ModelEmpty
         if reason != "content_filter" and _has_visible_text(text):
-            asked += [answer, HumanMessage(_NOTHING_SHOWN)]
+            conversation += [answer, HumanMessage(_NOTHING_SHOWN)]
     raise AssertionError
 
 
 async def _stream_fitting_answer(
     assistant: Assistant, messages: Sequence[BaseMessage], context: TurnContext, hooks: OutputHooks
 ) -> tuple[AIMessage, str]:
-    """The same as _stream_answer. A call that is refused as too long is made again, shorter: the window is known by
-    then. Raises ModelContextExceeded if that does not help."""
+    """Return what _stream_answer does. A call refused as too long is shortened and repeated: its refusal tells the
+    window.
+
+    Raises ModelContextExceeded if that does not help.
+    """
     for tries_left in reversed(range(_MAX_FITS)):
         try:
             return await _stream_answer(assistant, messages, context, hooks)
@@ -188,7 +194,7 @@ async def _stream_fitting_answer(
             if not tries_left:
                 raise
         except llm.BudgetSpent as spent:
-            context.model_calls -= 1  # it was not made
+            context.model_calls -= 1  # the call was not made
             raise LimitReached(spent.code) from None
     raise AssertionError
 
@@ -201,7 +207,7 @@ async def _stream_answer(
     *,
     is_counted: bool = True,
 ) -> tuple[AIMessage, str]:
-    """One answer of the model, and why it ended."""
+    """Stream one answer of the model; return it and the reason why it ended."""
     if is_counted:
         context.count_model_call()
     texts: list[str] = []
@@ -219,7 +225,7 @@ async def _stream_answer(
             if _repeats(tail):
                 raise LimitReached("answer_repeats")
 
-    # Closed at once, also when `take` raises, so that the request to the model ends.
+    # Close the source at once, even if `take` raises, so that the request to the model ends.
     async with aclosing(_stream(assistant, messages, context, take)) as source:
         async for deltas in source:
             for delta in deltas:
@@ -232,7 +238,7 @@ async def _stream_answer(
                         context.note_answer(delta)
                         ended_by = reason
     if ended_by == "content_filter":
-        calls.clear()  # calls that a filter has cut must not be carried out
+        calls.clear()  # calls that a filter has cut off must not be carried out
     return answer_message("".join(texts), calls, is_cut_off=ended_by == "length"), ended_by
 
 
@@ -259,7 +265,7 @@ def _size_of(messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]
 
 
 def _repeats(text: str) -> bool:
-    """Return whether a text ends in one passage over and over. Rules of tables and blanks are no passages."""
+    """Return whether a text ends in one passage over and over. Table rules and blanks do not count as passages."""
     return (
         _ends_in_repetition(text, _REPETITION_CHARS, 6)
         or _ends_in_repetition(text, _SHORT_REPETITION_CHARS, 10)
@@ -268,7 +274,10 @@ def _repeats(text: str) -> bool:
 
 
 def _ends_in_repetition(text: str, chars: int, times: int) -> bool:
-    """The length of a passage is found by where its ending was before."""
+    """Return whether a text ends in `times` repetitions within its last `chars` characters.
+
+    The distance from the ending to its previous occurrence is the length of the passage.
+    """
     tail = text[-chars:]
     if len(tail) < chars:
         return False
@@ -282,7 +291,7 @@ def _ends_in_repetition(text: str, chars: int, times: int) -> bool:
 
 
 def _ends_in_long_repetition(text: str) -> bool:
-    """The same for passages of 200 characters or more."""
+    """Return the same for passages of 200 characters or more."""
     ending = text[-_LONG_PASSAGE_ENDING:]
     place = len(text) - _LONG_PASSAGE_ENDING
     while (place := text.rfind(ending, 0, place + _LONG_PASSAGE_ENDING - 1)) >= 0:

@@ -19,13 +19,13 @@ from chat.request import ChatRequest
 from chat.steering import SteerQueue
 from chat.user_intent import UserWords
 
-# Where device tools name a table, agents' tools and questions about agents name this.
+# The name that stands in place of a device's table in agents' tools and in questions about agents.
 AGENTS: Final[Literal["agents"]] = "agents"
 # The status line changes at most this often.
 _STATUS_EVERY_S: Final = 2.0
-# A wait ends this long before no more tools are waited for.
+# A wait ends this long before the time at which the turn stops waiting for tools.
 _SPARE_S: Final = 0.5
-# The same agent is not started again by the same turn so soon, unless the user has said something meanwhile.
+# A turn does not start the same agent again within this time unless the user has said something meanwhile.
 _NOT_AGAIN_S: Final = 60.0
 
 EndedBy = Literal["run", "time", "user"]
@@ -33,7 +33,8 @@ EndedBy = Literal["run", "time", "user"]
 
 @dataclass(frozen=True)
 class WaitEnd:
-    """The end of a wait: with the run, which has ended or waits for its user, after `waited_s`, or by the user's words.
+    """The end of a wait: the run has ended or waits for its user, `waited_s` have passed, or the user has said
+    something.
 
     `progress`: the last that was seen of the run.
     """
@@ -45,7 +46,7 @@ class WaitEnd:
 
 @dataclass(frozen=True)
 class Started:
-    """A run that the turn has started: at which time of the loop, and how many messages the user had added by then."""
+    """A run that the turn has started: the loop's time, and the number of messages that the user had added by then."""
 
     run_id: uuid.UUID
     at: float
@@ -58,13 +59,13 @@ class Started:
 
 @dataclass
 class AgentWork:
-    """`user_words` returns what the user has said; `show_status` shows them what is going on.
+    """The agents' part of a turn. `user_words` returns what the user has said; `show_status` shows them what is going
+    on.
 
-    `conclude_at`: the loop's time at which no more tools are waited for.
-    `waiting_for`: the runs that are waited for just now, by id, with their agents' names.
-    `started`: what the turn has started, by agent.
-    `asked_runs`: those of which a tool has asked how they ended, so that the turn may hold their watches;
-    `answered_runs`: those of which it was then told; `heard_runs`: those of which the model was.
+    `conclude_at`: the loop's time at which the turn stops waiting for tools. `waiting_for`: the runs that tools wait
+    for right now, by id, with their agents' names. `started`: the runs that the turn has started, by agent.
+    `asked_runs`: the runs whose end a tool has asked for, so that the turn may hold their watches; `answered_runs`:
+    those whose end a tool was told; `heard_runs`: those whose end the model was told.
     """
 
     request: ChatRequest
@@ -96,7 +97,7 @@ class AgentWork:
         return len(self.steers.given)
 
     def give_results(self) -> None:
-        """Note that the model is given what tools have answered."""
+        """Note that the model is given the answers of its tools."""
         self.heard_runs |= self.answered_runs
 
     @staticmethod
@@ -104,7 +105,7 @@ class AgentWork:
         return asyncio.get_running_loop().time()
 
     def chat_place(self, *, follow_up: bool = True) -> ChatPlace:
-        """From where a run is started now."""
+        """Return the place in the chat from which a run is started now."""
         return ChatPlace(
             user_id=self.request.user_id,
             turn_id=self.claimed.turn_id,
@@ -116,8 +117,8 @@ class AgentWork:
         )
 
     def longest_wait_s(self, wanted: int) -> float:
-        """As long as a wait may last, so that there is time for an answer."""
-        if self.request.origin is not None:  # the next one is told as well
+        """Return how long a wait may last if there is to be time for an answer."""
+        if self.request.origin is not None:  # another turn like this one tells the next end
             return 0.0
         if self.conclude_at is None:
             return float(wanted)
@@ -156,7 +157,7 @@ class AgentWork:
 
 
 def agent_work_of(config: RunnableConfig) -> AgentWork:
-    """That of the turn that a tool runs in."""
+    """Return the AgentWork of the turn that a tool runs in."""
     found = config["configurable"][AGENTS]
     assert isinstance(found, AgentWork)
     return found

@@ -1,8 +1,8 @@
 """Detects an answer's claim that something was changed.
 
-A model may say "I have created the task" and call no tool. The turn knows what was changed; if nothing was, the answer
-is searched for such a claim, in the languages that the server speaks. It is a search for words: a claim in other words
-is missed. What is said to the user then is true in any case.
+A model may say "I have created the task" and call no tool. The turn knows its changes; if there are none, it searches
+the answer for such a claim, in the languages that the server speaks. The search compares words and misses a claim in
+other words. The note that the user then gets is true in any case.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SENTENCE: Final = re.compile(r"[^.!?\n]+\??")
 
 
 def claims_a_change(text: str) -> bool:
-    """Return whether a sentence of the text says that something was changed. One that denies or asks says nothing."""
+    """Return whether a sentence of the text claims a change. Denials and questions do not count."""
     return any(
         _CLAIM.search(sentence) and not _NOT.search(sentence) and not sentence.endswith("?")
         for sentence in _SENTENCE.findall(text)

@@ -1,4 +1,4 @@
-"""Approvals between processes: Redis keeps which process waits for the answer to each approval_request."""
+"""Approvals between processes: Redis maps each approval_request to the process that waits for its answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 async def remember_owner(user_id: uuid.UUID, approval: str, channel: str) -> bool:
-    """Keep which channel's process waits for an approval. Returns False if Redis is away."""
+    """Store the channel of the process that waits for an approval. Returns False if Redis is away."""
     expires_s = max(1, int(settings.CHAT["turn_deadline_s"]))
     try:
         await async_redis("chat").set(_key(user_id, approval), channel, ex=expires_s)
@@ -34,7 +34,7 @@ async def remember_owner(user_id: uuid.UUID, approval: str, channel: str) -> boo
 
 
 async def find_owner(user_id: uuid.UUID, approval: str) -> str:
-    """The channel of the process that waits for an approval; "" if there is none or Redis is away."""
+    """Return the channel of the process that waits for an approval; "" if there is none or Redis is away."""
     # The key stays until it expires: the turn counts one answer, and this one may not reach it.
     try:
         owner: bytes | None = await async_redis("chat").get(_key(user_id, approval))

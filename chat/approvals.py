@@ -1,8 +1,8 @@
-"""Approvals: deletions, large changes, and what the user's own words do not ask for need the user's yes.
+"""Approvals: deletions, large changes, and changes that the user's own words do not ask for need the user's yes.
 
 Once a turn has read text that the user did not write, the model may act for that text: then an insert or an update is
-carried out only if the user's words ask for it (chat.user_intent). A turn and a conversation have bounds, above which
-each insert and update needs a yes, whatever was read.
+carried out only if the user's words ask for it (chat.user_intent). A turn and a conversation have bounds; above them
+each insert and update needs a yes, whatever the turn has read.
 
 A device with the `approval` capability gets an approval_request; an approval counts once, for exactly the arguments in
 question, until its request ends. For other devices the question is added to the end of the answer. It is in our words,
@@ -34,13 +34,13 @@ from chat.turn_context import ToolInvocation
 from chat.untrusted_text import MAX_TITLE_CHARS, is_row_id, quotable
 from chat.user_intent import UserWords
 
-# From this many updates in a turn on, updates need approval.
+# From this many updates in a turn on, each needs approval.
 BULK_UPDATES: Final = 3
-# Rows in one question; all of them are named.
+# The most rows in one question, which names each of them.
 _MAX_ROWS: Final = 25
-# Calls that wait for one yes in words.
+# The most calls that one yes in words can allow.
 _MAX_DEFERRED: Final = 50
-# Length of a new value in a question.
+# The most characters of a new value that a question shows.
 _MAX_VALUE_CHARS: Final = 60
 # An update that keeps a smaller share of a text's lines needs approval.
 _MIN_KEPT_SHARE: Final = 0.5
@@ -73,10 +73,10 @@ class Approvals:
     """Decides what one turn may do.
 
     `ask` sends an approval_request to the user's devices; None if the assistant has to ask in words. `granted` are the
-    deferred calls that the user has just said yes to; `deferred` are those that this turn defers; `refused` says in
-    words what the user has said no to, and `left_out` how many calls were too many to ask for. `user_words` returns
-    what the user has said; `count_recent_writes` how many rows were changed in this conversation within the last hour;
-    `looked_at` is the id of the row that the request is about.
+    deferred calls that the user has just said yes to; `deferred` are those that this turn defers; `refused` describes
+    those that the user has said no to, and `left_out` counts those that were too many to ask for. `user_words` returns
+    what the user has said; `count_recent_writes` returns how many rows this conversation has changed within the last
+    hour; `looked_at` is the id of the row that the request is about.
     """
 
     request_id: str
@@ -94,34 +94,34 @@ class Approvals:
     _updates: int = 0
     _unasked_writes: int = 0
     _recent_writes: int | None = None
-    # (action, table) of inserts and updates that the user has said no to: they are not asked for again in this turn.
+    # (action, table) of inserts and updates that the user has said no to: this turn does not ask for them again.
     _said_no: set[tuple[str, str]] = field(default_factory=set)
     _open: dict[str, asyncio.Future[bool]] = field(default_factory=dict)
 
     async def allow(self, calls: Sequence[ToolInvocation]) -> dict[str, str]:
-        """The reasons why calls may not be carried out, by call id. Waits for the user if a device can ask."""
+        """Return the reasons why calls may not be carried out, by call id. Waits for the user if a device can ask."""
         # A correction of a memory destroys nothing: the older text stays as its history.
         writes = [call for call in calls if call.action in ("insert", "update") and call.table != MEMORY]
         self._updates += sum(call.action == "update" for call in writes)
         unbidden = await self._over_bounds(writes)
         is_misled = bool(self.session.foreign) or self.session.foreign.earlier
-        asked = [
+        checked = [
             call
             for call in calls
             if call.action == "delete"
             or call.id in unbidden
             or (call in writes and (is_misled or (call.action == "update" and self._may_ask(call))))
         ]
-        if not asked:
+        if not checked:
             return {}
         refused: dict[str, str] = {}
         groups: dict[tuple[str, str], list[CallToApprove]] = defaultdict(list)
-        for call, row in zip(asked, await self._rows(asked), strict=True):
+        for call, row in zip(checked, await self._rows(checked), strict=True):
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
                 continue
             if row is None:
-                continue  # the tool says that there is no such row
+                continue  # its tool will say that there is no such row
             is_unbidden = call.id in unbidden or (
                 is_misled and call in writes and not self._is_wanted(call, row)
             )
@@ -147,7 +147,7 @@ class Approvals:
     async def confirm(
         self, tool: str, arguments: dict[str, Any], action: str, table: str, summary: str
     ) -> None:
-        """Ask for a call that knows by itself what it needs a yes for. Returns if the user has said yes.
+        """Ask for the user's yes to a call that knows by itself that it needs one. Returns if they say yes.
 
         Raises ToolException, in words for the model.
         """
@@ -171,7 +171,7 @@ class Approvals:
         return any(call.tool == tool and _given(call.arguments) == _given(arguments) for call in self.granted)
 
     async def _over_bounds(self, writes: Sequence[ToolInvocation]) -> set[str]:
-        """The ids of those writes that are more than a turn or an hour of the conversation may have unasked."""
+        """Return the ids of the writes beyond what a turn, or an hour of its conversation, may do without asking."""
         if not writes:
             return set()
         if self._recent_writes is None:
@@ -188,10 +188,10 @@ class Approvals:
         refers_to = [str(value) for name, value in values.items() if name.endswith("_id")]
         named = [self.session.titles[key] for key in refers_to if key in self.session.titles]
         if call.action == "insert":
-            # What a new row has anyway says nothing of anybody's wish.
+            # A new row's defaults tell nothing of the user's wish.
             usual = {column.name: column.default for column in TABLES[cast(TableName, call.table)].columns}
             values = {name: value for name, value in values.items() if value != usual.get(name)}
-        # What the user is looking at need not be named.
+        # The user need not name what they are looking at.
         values = {name: value for name, value in values.items() if value != self.looked_at}
         is_named = call.action == "insert" or row.get("id") == self.looked_at
         return self.user_words().ask_for(None if is_named else _title(call, row), values, named)
@@ -209,7 +209,7 @@ class Approvals:
         )
 
     async def _rows(self, calls: Sequence[ToolInvocation]) -> list[dict[str, Any] | ToolException | None]:
-        """The row that each call changes, all read in one round trip; an empty one for an insert."""
+        """Return the row that each call changes, all read in one round trip; an empty one for an insert."""
         keys = [call.arguments.get(call.row_argument) for call in calls]
         wanted = [
             new_call("get", cast(TableName, call.table), data={"id": key})
@@ -283,7 +283,7 @@ class Approvals:
 
 
 def refusal_text(summaries: Sequence[str]) -> str:
-    """Says, whatever the model says, that what the user refused was not done."""
+    """Return a text that says, whatever the model says, that what the user refused was not done."""
     said = gettext("**Not done, because you said no:**")
     if len(summaries) == 1:
         return f"{said} {summaries[0]}"
@@ -291,7 +291,7 @@ def refusal_text(summaries: Sequence[str]) -> str:
 
 
 def _title(call: ToolInvocation, row: dict[str, Any]) -> str:
-    """The title of the row that a call changes or makes, as a question shows it."""
+    """Return the title of the row that a call changes or makes, as a question shows it."""
     column = TABLES[call.table].title if call.table in TABLES else "title"
     return quotable(call.arguments.get(column) if call.action == "insert" else row.get(column)) or gettext(
         "(untitled)"

@@ -1,7 +1,7 @@
 """The assistants: the supervisors Home and Floating, and the specialists that they delegate to.
 
-A tool costs some sixty tokens in every request, so a supervisor has those that most requests need, Floating those of
-what its user looks at. What is rare is a specialist's.
+A tool costs some sixty tokens in every request. So a supervisor has only the tools that most requests need, and
+Floating those for the row that its user looks at; specialists have the others.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ delegate.metadata = {"action": "task", "label": "Working through it"}
 
 TOOLS: Final[tuple[BaseTool, ...]] = (*DEVICE_TOOLS, *MEMORY_TOOLS, *AGENT_TOOLS, delete, delegate)
 _SPECIALISTS_OWN: Final = {"get_project", *(tool.name for tool in DELETE.values())}
-# These cost as much as all tools of tasks, so Home has them itself only where the user may speak of agents.
+# The agents' tools cost as much as all tools of tasks, so Home has them itself only where the user may speak of agents.
 _OF_AGENTS: Final = {tool.name for tool in AGENT_TOOLS if tool not in AGENT_TOOLS[:1]}
 
 
 def _home(names: set[str]) -> Assistant:
-    """Home without the tools of these names, whose calls are carried out all the same."""
+    """Return Home without listing the tools of these names; calls of them are carried out all the same."""
     return Assistant(
         "home",
         [tool for tool in TOOLS if tool.name not in names],
@@ -85,7 +85,7 @@ _FLOATING_TOOLS: Final[dict[str, tuple[BaseTool, ...]]] = {
     "notes": (*NOTES, PROJECTS[0], TASKS[1]),
     "timelines": (*TIMELINES, PROJECTS[0], TASKS[1]),
 }
-# For a turn that nobody's message began: it deletes nothing, and starts and changes no agent.
+# For a turn that no user's message began: it deletes nothing, and starts and changes no agent.
 FOLLOW_UP: Final = Assistant(
     "home",
     [
@@ -94,7 +94,7 @@ FOLLOW_UP: Final = Assistant(
         if (tool.metadata or {}).get("action") != "delete"
     ],
 )
-# Beside any row; and for the workspace as a whole, what lists and what creates.
+# Offered beside any row; for the workspace as a whole, these are the tools that list and create.
 _ANYWHERE: Final = (TASKS[0], TASKS[1], PROJECTS[0], TIMELINES[0], NOTES[0])
 
 
@@ -110,7 +110,7 @@ FLOATING_ANYWHERE: Final = _floating(_ANYWHERE)
 
 
 def supervisor(kind: AssistantKind, table: str | None, *, with_agents: bool = False) -> Assistant:
-    """The assistant that answers; `table`: of the row that a floating request is about."""
+    """Return the assistant that answers. `table`: that of the row that a floating request is about."""
     if kind == AssistantKind.HOME:
         return HOME_WITH_AGENTS if with_agents else HOME
     return FLOATING.get(table or "", FLOATING_ANYWHERE)

@@ -61,7 +61,7 @@ class TooManyRequests(AdiuvaError):
 
 # More than 15 methods: one small one for each kind of frame and channel message.
 class ChatHandler:
-    """Handles chat frames for `socket`, each in a task of its own, and listens to the turns that it asked for.
+    """Handles chat frames for `socket`, each in a task of its own, and follows the turns that it asked for.
 
     The consumer passes on `receive`, `refuse`, `disconnect` and the channel messages.
     """
@@ -150,8 +150,9 @@ class ChatHandler:
         *,
         refusal: Callable[[str], list[StreamFrame]] | None = None,
     ) -> None:
-        """Do the work for a frame in a task. If it fails, the client gets an error frame about `ref`, or the frames
-        that `refusal` makes of the error's code."""
+        """Handle a frame in a task. If that fails, send the client an error frame about `ref`, or the frames that
+        `refusal` makes of the error's code.
+        """
         if self._requests >= _MAX_REQUESTS:
             work.close()
             work = _too_many_requests()
@@ -225,7 +226,7 @@ class ChatHandler:
         return not self.socket.closing
 
     def push(self, text: bytes) -> bool:
-        """Send the text of a frame at once. False if that is not possible: nothing was sent."""
+        """Send the text of a frame at once. Returns False, without having sent anything, if that is not possible."""
         return self.device.protocol >= 2 and self.socket.push(text)
 
     async def _explain_end(self, request_id: str, end: StreamEnd) -> None:
@@ -255,7 +256,7 @@ class ChatHandler:
         await registry().remote_streams.channel_message(self, message)
 
     async def _on_steer_late(self, message: dict[str, Any]) -> None:
-        """Another process's turn ended before it could take a message: make it a request of its own."""
+        """Make a message a request of its own: the turn of another process ended before it could take it."""
         self._start(self._steer_late(message["request"], message["message"]), message["request"])
 
     async def _steer_late(self, request_id: str, message: str) -> None:

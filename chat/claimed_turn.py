@@ -25,7 +25,7 @@ from chat.turn_changes import TurnRecord
 from memory.recall import RecallResult
 
 FIRST_FENCE: Final = 1
-# The code of a turn whose model's provider has cut the answer off.
+# The code of a turn whose answer the model's provider has cut off.
 CONTENT_FILTER: Final = "content_filter"
 
 
@@ -43,14 +43,12 @@ class ClaimedTurn:
     """A claimed turn with all that its first model call needs from the database.
 
     `history`: the messages after the part that `summary` covers; `summary_upto` is the last `seq` it covers.
-    `untitled`: whether the conversation still needs a title.
-    `memory`: whether memory is on for this user and in this conversation.
-    `has_private`: whether an earlier message was not to be remembered.
-    `has_foreign`: whether earlier answers may quote texts that the user did not write.
-    `seq`: the request's place in its conversation; None if it has none, or not yet.
-    `fence`: of the turn's lease. `queued`: whether it waits for the turn before it, or has waited.
-    `ends_are_due`: whether ends of runs are to be told in its chat. `held`: the money that its claim has held.
-    `recalled`: from the memory; None if that was not looked for yet.
+    `untitled`: whether the conversation still needs a title. `memory`: whether memory is on for this user and in this
+    conversation. `has_private`: whether an earlier message was not to be remembered. `has_foreign`: whether earlier
+    answers may quote texts that the user did not write. `seq`: the request's place in its conversation; None if it has
+    none, or not yet. `fence`: that of the turn's lease. `queued`: whether it waits for the turn before it, or has
+    waited. `ends_are_due`: whether the turn is to tell ends of runs in its chat. `held`: the money that its claim has
+    reserved. `recalled`: what the memory returned; None if it was not asked yet.
     """
 
     turn_id: uuid.UUID
@@ -92,7 +90,7 @@ class NewSummary(NamedTuple):
 class Steered(NamedTuple):
     """A message that the user sent while a turn ran, and when the model read it.
 
-    `call`: in which of the turn's model calls, from 1. `turn_id`: of the request of its own that it was sent as.
+    `call`: the number of the turn's model call that read it, from 1. `turn_id`: that of the message's own request.
     """
 
     text: str
@@ -101,17 +99,17 @@ class Steered(NamedTuple):
     turn_id: uuid.UUID | None = None
 
     def body(self) -> dict[str, Any]:
-        """The message that is kept of it."""
+        """Return the message as it is stored."""
         heard = self.heard()
         return {"text": self.text, "steered": heard} if heard else {"text": self.text}
 
     def heard(self) -> dict[str, Any] | None:
-        """When it was read, as it is kept; None if it is not known."""
+        """Return when the model read it, as stored; None if that is not known."""
         return {"at": self.at.isoformat(), "call": self.call} if self.at is not None else None
 
     @classmethod
     def read(cls, text: str, heard: Mapping[str, Any] | None) -> Steered:
-        """The same from what was kept."""
+        """Build one from its stored form."""
         return cls(text, heard["call"], dt.datetime.fromisoformat(heard["at"])) if heard else cls(text)
 
 
@@ -119,12 +117,12 @@ class Steered(NamedTuple):
 class TurnOutcome:
     """The end of a turn. `steered` is what the user said while it ran; `code` says why it did not end with "stop".
 
-    `usage` is what clients are told of what it used, `uses` the same by model, and `meter` what holds the money for it.
-    `foreign`: the texts that it read and that the user did not write. `steps`: what it did, for people. `record`: what
-    an undo needs. `heard_runs`: those of which its model heard how they ended, which it has told the user if it has
-    answered after it (`has_answered`); `notes`: what it was given to tell of runs; `may_hold_runs`: whether it has
-    asked for any of that, so that there may be more than it knows. `retry_after_s`: as the provider
-    asks of whoever tries again.
+    `usage` is the use of models that clients are told, `uses` the same by model, and `meter` holds the money for it.
+    `foreign`: the texts that it read and that the user did not write. `steps`: its steps, for people. `record`: what an
+    undo needs. `heard_runs`: the runs whose end its model was told; the user has heard of them if the model has
+    answered since (`has_answered`). `notes`: the ends of runs that it was given to tell; `may_hold_runs`: whether it
+    has looked for any, so that it may hold more than it knows. `retry_after_s`: how long the provider asks callers to
+    wait.
     """
 
     state: str
@@ -148,11 +146,11 @@ class TurnOutcome:
 
     @property
     def tells_runs(self) -> bool:
-        """True if the user knows now of the runs that it was to tell of."""
+        """True if the user now knows of the runs that the turn was to tell of."""
         return self.state == Turn.State.STOP or (self.has_answered and self.code != CONTENT_FILTER)
 
 
-# Common table expressions behind the conversation's `owner`. A message that was sealed for its place is added, if the
+# Common table expressions behind the conversation's `owner`. A message sealed for a certain place is added only if that
 # place is the next one.
 ADVANCED_SQL: Final = """
 advanced AS (
@@ -170,8 +168,7 @@ added AS (
     SELECT %(message)s::uuid, id, message_count, %(role)s, %(sealed)s::bytea FROM advanced WHERE message_count = %(seq)s
 )
 """
-# The account is locked first, as its deletion does, so that no message is added between that and the deletion of its
-# conversations.
+# The account is locked first, as in its deletion, so that no message can be added while that deletes the conversations.
 _ADVANCE_SQL: Final = f"""
 WITH owner AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE), {ADVANCED_SQL}
 SELECT message_count, title, summary, summary_upto, memory, has_private, has_foreign,
@@ -222,9 +219,9 @@ def append_message(
     summary: NewSummary | None = None,
     foreign: bool = False,
 ) -> ConversationState | None:
-    """Append a message to the turn's conversation. None if that does not exist, or is not the user's.
+    """Append a message to the turn's conversation. Returns None if that does not exist or is not the user's.
 
-    One statement if it gets the place that is `expected`, else two.
+    This takes one statement if the message gets the place that is `expected`, else two.
     """
     message = None if expected is None else PlacedMessage(expected, role, body)
     state = advance(claimed, request, message=message, title=title, summary=summary, foreign=foreign)
@@ -242,9 +239,10 @@ def advance(
     summary: NewSummary | None = None,
     foreign: bool = False,
 ) -> ConversationState | None:
-    """Make room for one more message, and lock the conversation. None if it does not exist, or is not the user's.
+    """Make room for one more message, and lock the conversation.
 
-    `message` is written if its place is the one that there is room for.
+    `message` is written if its place is the one that there is room for. Returns None if the conversation does not exist
+    or is not the user's.
     """
     values = advance_values(claimed, request, message=message, title=title, summary=summary, foreign=foreign)
     with prepared_cursor() as cursor:
@@ -262,7 +260,7 @@ def advance_values(
     summary: NewSummary | None,
     foreign: bool,
 ) -> dict[str, Any]:
-    """The parameters of ADVANCED_SQL, and the user."""
+    """Return the parameters of ADVANCED_SQL, and the user."""
     cipher, conversation_id = claimed.cipher, claimed.conversation_id
     sealed = None
     if message is not None:
@@ -286,7 +284,7 @@ def advance_values(
 def insert_message(
     claimed: ClaimedTurn, seq: int, role: Message.Role, body: dict[str, Any], *, is_request: bool = False
 ) -> None:
-    """Write a message where `advance` has made room. `is_request`: it is what the turn answers."""
+    """Write a message where `advance` has made room. `is_request`: whether it is the message that the turn answers."""
     with prepared_cursor() as cursor:
         cursor.execute(
             _INSERT_REQUEST_SQL if is_request else _INSERT_MESSAGE_SQL,
@@ -302,8 +300,7 @@ def insert_message(
 
 
 def count_recent_writes(*, user_id: uuid.UUID, conversation_id: uuid.UUID | None) -> int:
-    """Return how many rows the turns of a conversation changed within the last hour;
-    without one, all turns that had none."""
+    """Return how many rows turns have changed within the last hour: those of the conversation, or those without any."""
     since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
     turns = Turn.objects.of(user_id).filter(started_at__gt=since)
     turns = (

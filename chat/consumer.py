@@ -50,5 +50,5 @@ class ClientConsumer(SocketConsumer):
         self.chat.disconnect()
         self.device.unregister()
         for message in self.unsubscribe():
-            await self.channel_message(message)  # nothing can be sent any more, and the senders are told so
+            await self.channel_message(message)  # nothing can be sent any more; this tells the senders
         await self.device.disconnect()

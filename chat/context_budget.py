@@ -1,4 +1,4 @@
-"""Fits a model call into the model's context window: what is least needed is shortened or left out, and that is said.
+"""Fits a model call into the model's context window by shortening or leaving out what is least needed, and says so.
 
 In this order, until the call fits: results of earlier tool calls, tools that are rarely needed, the oldest messages of
 the conversation, the newest results, and at last what the turn says besides the user's own words. A tool call keeps its
@@ -21,10 +21,10 @@ from adiuva.llm.context_window import ContextWindow
 _OLD_RESULT_CHARS: Final = 300
 _LEAST_RESULT_CHARS: Final = 300
 _LEAST_REQUEST_CHARS: Final = 600
-# Tools may take this part of what is sent before some of them are left out, and so many stay.
+# Tools may take one part in so many of a request before some are left out; at least this number of them stays.
 _TOOLS_PART: Final = 3
 _LEAST_TOOLS: Final = 4
-# What a small model is asked for most comes first; a tool that is not named here is left out first.
+# The tools that small models need most, the first ones most; a tool that is not named here is left out first.
 _NEEDED_MOST: Final = (
     "list_tasks", "create_task", "list_notes", "update_task", "list_projects", "list_timelines", "get_note",
     "create_note", "delete", "create_timeline", "create_project", "update_note", "remember",
@@ -36,7 +36,7 @@ _MESSAGES_LEFT_OUT: Final = "[From the app: earlier messages did not fit and are
 _TOOLS_LEFT_OUT: Final = (
     "[From the app: not all tools fitted. What none of the others can do, you cannot do now, and say so.]"
 )
-# The mark of the message that holds the user's request, among the messages of a turn.
+# Marks the message that holds the user's request among the messages of a turn.
 REQUEST: Final = "is_request"
 
 
@@ -60,7 +60,7 @@ class ContextBudget:
 
     @property
     def window(self) -> ContextWindow:
-        """Read each time: another model with another window may stand in for the first."""
+        """The model's window, read each time: a model with another window may stand in for the first."""
         return self.model.window
 
     @property
@@ -76,12 +76,12 @@ class ContextBudget:
         return self.window.bytes_of(int((tokens - self.answer_tokens) * 0.95)) if tokens else None
 
     def part(self, share: int, most: int) -> int:
-        """A share of a request, as characters: one in `share` parts of it, at most `most`."""
+        """Return a share of a request in characters: one in `share` parts of it, at most `most`."""
         size = self.request_bytes
         return most if size is None else min(most, size // share)
 
     def notice(self) -> str:
-        """Return what the user is told of what was left out; "" if they need not know."""
+        """Tell the user what was left out; "" if they need not know."""
         if {LeftOut.MESSAGES, LeftOut.RESULTS} <= self.left_out:
             return gettext(
                 "The model reads little at once: earlier messages and parts of what was read were left out."
@@ -98,7 +98,7 @@ class ContextBudget:
         tools: Sequence[Mapping[str, Any]],
         size_of: Callable[[Sequence[BaseMessage], Sequence[Mapping[str, Any]]], int],
     ) -> FittedCall:
-        """The messages and tools of a call, as they fit. `size_of` gives a request's bytes."""
+        """Return the messages and tools of a call, as they fit. `size_of` returns a request's bytes."""
         most = self.request_bytes
         if most is None:
             return FittedCall(messages, tools, None)
@@ -175,14 +175,14 @@ class _Call:
             count = (
                 next((n for n in range(2, request) if isinstance(self.messages[n], HumanMessage)), request)
                 - 1
-            )  # up to the next message of the user's
+            )  # up to the user's next message
             del self.messages[1 : 1 + count]
             request -= count
             self._note(LeftOut.MESSAGES, _MESSAGES_LEFT_OUT)
 
     def shorten_results(self) -> None:
         places = [place for place, one in enumerate(self.messages) if isinstance(one, ToolMessage)]
-        for _ in range(4):  # cutting also removes escapes, so a part of the excess remains at first
+        for _ in range(4):  # cutting removes escapes too, so a part of the excess may remain
             if (excess := self.excess) <= 0:
                 return
             long = [place for place in places if len(str(self.messages[place].content)) > _LEAST_RESULT_CHARS]
@@ -205,7 +205,7 @@ class _Call:
             self.left_out.add(LeftOut.RESULTS)
 
     def _note(self, what: LeftOut, words: str) -> None:
-        """Say to the model, once, that something was left out."""
+        """Tell the model, once, that something was left out."""
         if what not in self.left_out:
             self.left_out.add(what)
             place = self._request()

@@ -36,7 +36,7 @@ def parse_id(conversation_id: str | uuid.UUID) -> uuid.UUID:
 
 
 def open_titles(conversations: Iterable[Conversation], cipher: UserCipher) -> dict[uuid.UUID, str]:
-    """The title of each conversation by its id; "" for one that has none yet."""
+    """Return the title of each conversation by its id; "" for one that has none yet."""
     return {
         row.pk: Conversation.title.unseal_from(cipher, row) if row.title is not None else ""
         for row in conversations
@@ -44,7 +44,7 @@ def open_titles(conversations: Iterable[Conversation], cipher: UserCipher) -> di
 
 
 def read_messages(conversation: Conversation, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
-    """Messages in order, decrypted: `{seq, role, text, mutations, finish?, code?, created_at}`."""
+    """Return messages in order, decrypted: `{seq, role, text, mutations, finish?, code?, created_at}`."""
     cipher = cipher_for(conversation.user_id)
     return [
         {
@@ -61,9 +61,9 @@ def read_messages(conversation: Conversation, *, after: int = 0, limit: int = 10
 def read_changing_turns(
     conversation: Conversation, *, after: int = 0, limit: int = 100
 ) -> list[dict[str, Any]]:
-    """The turns that changed rows on a device, the latest first: `{request_id, seq, mutations, undone_at}`.
+    """Return the turns that changed rows on a device, latest first: `{request_id, seq, mutations, undone_at}`.
 
-    Those whose request comes after the message `after`, and those that no message began (`seq` is None).
+    These are turns whose request comes after the message `after`, and those that no message began (`seq` is None).
     """
     found = Turn.objects.of(conversation.user_id).filter(conversation=conversation).with_changes()
     rows = found.filter(Q(seq__gt=after) | Q(seq=None)).values(
@@ -89,8 +89,8 @@ def rename(*, conversation: Conversation, title: str) -> str:
 def set_memory(*, conversation: Conversation, on: bool) -> None:
     """Switch memory on or off for a conversation.
 
-    Off: nothing more of it is remembered, and exchanges that were not processed yet are dropped. What is already
-    remembered stays.
+    When it is off, nothing more of it is remembered, and exchanges that were not processed yet are dropped. What is
+    already remembered stays.
     """
     lock(conversation.user_id, conversation.pk)
     Conversation.objects.filter(pk=conversation.pk).update(memory=on)
@@ -102,12 +102,12 @@ def set_memory(*, conversation: Conversation, on: bool) -> None:
 
 @transaction.atomic
 def delete(*, conversation: Conversation) -> None:
-    """Delete a conversation, its messages, and what is remembered from it alone.
+    """Delete a conversation, its messages, and memories that come from it alone.
 
-    A turn that is still running ends normally, but nothing of it is stored; those that wait are not begun. Raises
-    NoSuchUser if the account is gone.
+    A turn that is still running ends normally but is not stored; turns that wait do not begin. Raises NoSuchUser if the
+    account is gone.
     """
-    # With the lock, a message that is being added is either stored before and deleted here, or not stored at all.
+    # The lock ensures that a message being added is either stored before and deleted here, or not stored at all.
     lock(conversation.user_id, conversation.pk)
     Turn.objects.waiting().filter(conversation=conversation.pk).update(
         state=Turn.State.ERROR, code=ConversationNotFound.code, ended_at=Now(), waiting_request=None
@@ -126,9 +126,9 @@ def lock_and_check_memory(*, user_id: uuid.UUID, conversation_id: uuid.UUID) -> 
 
 
 def lock(user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
-    """Lock the account's row, then the conversation's: the order in which an account's deletion locks them.
+    """Lock the account's row, then the conversation's, in the order of an account's deletion.
 
-    The rows of turns and the memory's row are locked after both. False if the conversation does not exist.
+    Callers lock rows of turns and the memory's row after both. Returns False if the conversation does not exist.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT FROM accounts_user WHERE id = %s FOR KEY SHARE", [user_id])

@@ -1,4 +1,4 @@
-"""Handles what other processes ask and tell of turns of this one: follow, cancel, steer, decide an approval, ..."""
+"""Handles messages of other processes about turns of this one: follow, cancel, steer, decide an approval, ..."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def handle(turns: TurnRegistry, message: Message) -> None:
         case "look":
             await turns.find(
                 (user_id, message["request"])
-            )  # it may just be on its way to those that wait here
+            )  # it may be on its way to the waiting turns of this process
             turns.waiting.look()
         case "decide":
             if not turns.decide_here(user_id, message["approval"], message["approved"]):
@@ -70,7 +70,7 @@ async def _steer(turns: TurnRegistry, user_id: uuid.UUID, message: Message) -> N
     if not accepted and not await get_channel_layer().send(
         message["reply"], steer_late_message(request_id, text)
     ):
-        # The socket that sent it is gone; what the user said becomes a turn all the same.
+        # The socket that sent it is gone; the user's message becomes a turn all the same.
         await turns.start(
             turn.follow_up(text) if turn is not None else await follow_up_request(user_id, request_id, text)
         )

@@ -12,10 +12,10 @@ from chat.stream import Listener, StreamFrame
 from chat.stream_replay import StillWaiting, find_turn, replay
 from chat.turn_bus import TurnBus
 
-# How often a follower checks that the owning process is still there.
+# The interval at which a follower checks that the owning process is still there.
 _CHECK_S: Final = 5.0
-# An owner that does not listen on its channel is asked this often, at this interval, before its turn is replayed from
-# the log as lost: the owner may be without Redis for a moment.
+# The number of attempts, and the interval between them, before a turn whose owner does not listen on its channel is
+# replayed from the log as lost: the owner may be without Redis for a moment.
 _MAX_ATTEMPTS: Final = 6
 _RETRY_S: Final = 0.5
 
@@ -81,7 +81,7 @@ class RemoteStream:
         self._request_id, self._owner = request_id, owner
         # Types of frames without a seq that were passed on: each comes once.
         self._passed_on: set[str] = set()
-        # Whether the owner is to begin again after `after`, even if it believes that it sends to us already.
+        # True if the owner is to begin again after `after`, even if it believes that it sends to us already.
         self._anew = True
         self._check = asyncio.Event()
         self._ended = self._over = False
@@ -108,7 +108,7 @@ class RemoteStream:
                 attempts = 0 if is_there else attempts + 1
                 self._anew = self._anew or not is_there
             except ConnectionError:
-                self._anew = True  # Redis is away, which says nothing about the owner
+                self._anew = True  # Redis is away; the owner may be well
             try:
                 async with asyncio.timeout(_RETRY_S if self._anew else _CHECK_S):
                     await self._check.wait()
@@ -118,7 +118,7 @@ class RemoteStream:
     async def _replay(self) -> None:
         row = await db.run(find_turn, self._user_id, self._request_id)
         if row.ended_at is None and row.owner != self._owner:
-            raise StillWaiting  # it has waited there, and another process has it by now
+            raise StillWaiting  # the turn waited there, and another process has it by now
         async with self._passing_on:
             if not self._ended:
                 await replay(row, self.after, self._listener)
@@ -155,16 +155,16 @@ class RemoteStream:
         return is_new or frame.is_end
 
     def interrupted(self) -> None:
-        """Frames may have been lost: ask the owner to send again."""
+        """Ask the owner to send again, because frames may have been lost."""
         self._anew = True
         self._check.set()
 
     def over(self) -> None:
-        """The owner no longer has the turn, since it has ended."""
+        """Note that the turn has ended and its owner no longer has it."""
         self._over = True
         self._check.set()
 
     def stop(self) -> None:
-        """Pass nothing more on."""
+        """Stop passing frames on."""
         self._ended = True
         self._check.set()

@@ -95,7 +95,7 @@ _YES_WORDS: Final = (
     *("adelante", "hazlo", "por supuesto", "confirmo", "elimínalo", "bórralo", "cómo no"),
     *("👍", "👌", "✅", "✔", "🆗", "☑", "💯"),
 )
-# These may stand beside a yes and are none by themselves.
+# Words that may stand beside a yes but are none by themselves.
 _POLITE_WORDS: Final = (
     *("please", "thanks", "thank you", "thanks a lot", "thank you very much", "thx", "ty", "cheers"),
     *(
@@ -130,7 +130,9 @@ class DeferredCall:
     summary: str
 
     def shown_with(self, present: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]) -> str:
-        """The call as the prompt of the turn that carries it out shows it; `present` gives it as a model makes it."""
+        """Return the call as the prompt of the turn that carries it out shows it; `present` puts it as a model makes
+        it.
+        """
         tool, arguments = present(self.tool, self.arguments)
         return f"{self.summary}: {tool} {orjson.dumps(arguments).decode()}"
 
@@ -148,10 +150,10 @@ def is_yes(message: str) -> bool:
 
 
 def question_text(calls: Sequence[DeferredCall], left_out: int = 0) -> str:
-    """The question that is put to the user at the end of an answer; `left_out` calls are not part of it."""
+    """Return the question that is put to the user at the end of an answer; `left_out` calls are not part of it."""
     if len(calls) == 1 and not left_out:
-        asked = gettext("**{what}?** Answer yes, and it will be done. {hint}")
-        return asked.format(what=calls[0].summary, hint=gettext(OTHER_YES_WORDS))
+        question = gettext("**{what}?** Answer yes, and it will be done. {hint}")
+        return question.format(what=calls[0].summary, hint=gettext(OTHER_YES_WORDS))
     listed = "\n".join(f"- {call.summary}" for call in calls)
     if left_out:
         too_many = gettext("{count} more were too many to ask for, and are not done.")
@@ -164,14 +166,16 @@ def question_text(calls: Sequence[DeferredCall], left_out: int = 0) -> str:
 async def keep(
     *, user_id: uuid.UUID, where: str, cipher: UserCipher, calls: Sequence[DeferredCall], answer: str
 ) -> bool:
-    """Keep calls until the user's next message. `where` names the chat; `answer` is the text that the user was shown
-    with the question. Returns False if Redis is away."""
+    """Keep calls until the user's next message. Returns False if Redis is away.
+
+    `where` names the chat; `answer` is the text that the user was shown with the question.
+    """
     key = _key(user_id, where)
     body = [answer, [[call.tool, call.arguments, call.summary] for call in calls]]
     try:
         await async_redis("chat").set(key, seal_for_redis(cipher, key, body), ex=_KEPT_S)
     except (RedisError, OSError) as error:
-        # The user will be asked once more.
+        # The next turn asks the user once more.
         log_failure("deferred_calls.keep_failed", error, level="warning")
         return False
     return True
@@ -182,8 +186,7 @@ async def take(
 ) -> list[DeferredCall]:
     """Take the calls that were kept, once: a message that is no yes drops them as well.
 
-    `answer` is the last answer that the client says it was given, or None. A yes to another answer is not a yes to this
-    question.
+    `answer` is the client's copy of the last answer, or None. A yes to another answer is not a yes to this question.
     """
     key = _key(user_id, where)
     try:

@@ -1,4 +1,4 @@
-"""The device that a request names, in place of the one that sends it or that was seen last."""
+"""The device that a request names, instead of the sending device or the one that was seen last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UnknownDevice(Invalid):
 
 
 def find_device(user_id: uuid.UUID, device_id: str) -> uuid.UUID:
-    """The row of a user's device. Raises UnknownDevice; a device that is offline is found."""
+    """Return the row id of a user's device, even if it is offline. Raises UnknownDevice."""
     found = Device.objects.of(user_id).filter(device_id=device_id).values_list("pk", flat=True).first()
     if found is None:
         raise UnknownDevice

@@ -1,4 +1,4 @@
-"""Frames about the chat to devices that have not asked for them: those of the user with the capability `followups`."""
+"""Frames about the chat that devices get unasked: those of the user with the capability `followups`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Notice = TurnStarted | RunEnded | ConversationChanged
 
 
 def channels_of(user_id: uuid.UUID) -> frozenset[str]:
-    """Return where the user's devices are connected that take such frames."""
+    """Return the channels of the user's connected devices that take such frames."""
     found = presence.channels_with(user_id=user_id, capability=CAPABILITY)
     return frozenset(channel for _, channel in found)
 
 
 async def send(user_id: uuid.UUID, frames: Iterable[Notice], channels: Collection[str] | None = None) -> None:
-    """Send frames to the user's devices, or to those with certain channels. What is lost on
-    the way, a client finds in the conversation."""
+    """Send frames to the user's devices, or to those with certain channels. A client finds what got lost in the
+    conversation.
+    """
     try:
         if channels is None:
             channels = await db.run(channels_of, user_id)

@@ -1,7 +1,7 @@
-"""The device as a turn's tools use it: the link, the user's clock, and what was read and changed.
+"""The device as a turn's tools use it: the link, the user's clock, and the rows that were read and changed.
 
-A device's answer is untrusted data. If it does not fit the call, the model is told so in plain words, as it is when the
-device is away; such an answer never looks like an empty list.
+A device's answer is untrusted data. If it does not fit the call, or the device is away, the model is told so in plain
+words; that never looks like an empty list.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from chat.untrusted_text import is_row_id, one_line
 MAX_RESULT_CHARS: Final = 20_000
 # `has_recent_word` searches the last rows that the device returned.
 _MAX_RECENT_ROWS: Final = 1_000
-# Projects or clients that are read along for their names.
+# The most projects or clients that are read along for their names.
 _MAX_NAME_ROWS: Final = 1_000
-# A call's data and filters; the rest of the frame is left for its envelope.
+# The most bytes of a call's data and filters; the rest of the frame is left for its envelope.
 _MAX_CALL_BYTES: Final = MAX_FRAME_BYTES - 16 * 1024
 _OFFLINE: Final = "Failed: the device is offline, so nothing was read or changed."
 _UNREACHABLE: Final = "Failed: the server cannot reach the device for now, so nothing was read or changed."
@@ -55,13 +55,13 @@ _OUTCOME_UNKNOWN: Final = (
 _UNREADABLE: Final = "Failed: the device gave an answer that cannot be read"
 _TOO_LARGE: Final = "Failed: this is too large to be read from the device in one piece."
 
-# What the answer of the tool that is running has to say besides, such as that rows are missing.
+# Remarks for the answer of the running tool, such as that rows are missing.
 _remarks: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
 
 
 @contextmanager
 def collected_remarks() -> Iterator[list[str]]:
-    """Collect what reads from the device have to say besides while a tool runs."""
+    """Collect the remarks of reads from the device while a tool runs."""
     remarks: list[str] = []
     token = _remarks.set(remarks)
     try:
@@ -102,18 +102,17 @@ class DeviceSession:
         self.titles: dict[str, str] = {}
         self.aliases = RowAliases()
         self.named_references: set[str] = set()
-        self._latest: dict[tuple[str, str], Data] = {}  # each row as the device returned it last
+        self._latest: dict[tuple[str, str], Data] = {}  # each row as last returned
         self.addresses: set[str] = set()
         self._tables: dict[str, str] = {}  # by row id, for all rows in `titles`
-        self._named: set[str] = set()  # tables whose rows were read for their names
-        self._unshown: set[str] = set()  # calls whose rows the model is not shown, but for their titles
+        self._named: set[str] = set()  # tables that were read for the names of their rows
+        self._unshown: set[str] = set()  # calls whose rows the model is not shown, except for their titles
         self._rows: deque[Data] = deque(maxlen=_MAX_RECENT_ROWS)
 
     async def call(
         self, action: Action, table: TableName | None = None, **fields: Unpack[CallFields]
     ) -> ToolResultBody:
-        """Send one call; returns the device's answer, which fits what was asked. Raises
-        ToolException in words for the model."""
+        """Send one call; return the device's answer, which fits it. Raises ToolException, in words for the model."""
         call = new_call(action, table, **fields)
         if (unfit := _check_sendable(call)) is not None:
             raise unfit
@@ -129,7 +128,7 @@ class DeviceSession:
         return outcome
 
     async def _change(self, call: ToolCall) -> ToolResultBody:
-        """Send an update or delete, after reading the row that it changes if this turn has not: an undo needs it."""
+        """Send an update or delete. Unless this turn has read the row, read it first: an undo needs it."""
         key = (call.data or {}).get("id")
         outcome: ToolResultBody | ToolException
         if (call.table, key) in self._latest or not is_row_id(key):
@@ -138,7 +137,8 @@ class DeviceSession:
             before = new_call("get", call.table, data={"id": key})
             self._unshown.add(before.id)
             try:
-                # Both in one frame, which a device handles in order; another device is asked one after the other.
+                # Both go in one frame, which a device handles in order; to a device without batches they go one after
+                # the other.
                 if (await self.link.target()).can("batch"):
                     _, outcome = await self.call_many([before, call])
                 else:
@@ -153,9 +153,9 @@ class DeviceSession:
     async def call_many(
         self, calls: Sequence[ToolCall], *, shown: bool = True
     ) -> list[ToolResultBody | ToolException]:
-        """An outcome for each call; sent in one frame if the device accepts batches.
+        """Return an outcome for each call; they go in one frame if the device accepts batches.
 
-        `shown`: whether the model is shown what is read.
+        `shown`: whether the model is shown the rows.
         """
         if not shown:
             self._unshown |= {call.id for call in calls}
@@ -179,10 +179,10 @@ class DeviceSession:
     async def select(
         self, table: TableName, *filters: Data, limit: int, names_of: TableName | None = None
     ) -> list[Data]:
-        """The rows that match any of `filters`, each row once.
+        """Return the rows that match any of `filters`, each row once.
 
-        The names of the rows they refer to, in the table `names_of`, are read in the same frame, once a turn. If that
-        fails, the rows are returned without them.
+        Also reads, in the same frame and once a turn, the rows of the table `names_of` for the names that the result
+        refers to. If that fails, the rows are returned without them.
         """
         calls = [new_call("select", table, filters=given, limit=limit) for given in filters]
         if names_of is not None and names_of not in self._named:
@@ -206,7 +206,7 @@ class DeviceSession:
         return list(found.values())
 
     async def title_of(self, table: str, key: str) -> str | None:
-        """A row's title, read from the device if this turn has not seen it yet; None if there is no such row."""
+        """Return a row's title, read from the device unless this turn has seen it; None if there is no such row."""
         if key in self.titles and self._tables[key] == table:
             return self.titles[key]
         if table not in TABLES or not is_row_id(key):
@@ -215,12 +215,11 @@ class DeviceSession:
         return self.titles[key] if answer.row is not None else None
 
     def shown_id(self, table: str | None, key: object) -> object:
-        """Return an id as a model reads it: the row's alias, or what the model made up."""
+        """Return an id as a model reads it: the row's alias, or the model's own invention."""
         return self.aliases.alias(table or "", key) if isinstance(key, str) and key in self.titles else key
 
     def has_recent_word(self, word: str) -> bool:
-        """Return whether one of the last rows that were returned contains the word,
-        so that it comes from the user's data."""
+        """Return whether one of the last returned rows contains the word, so that it comes from the user's data."""
         if not word:
             return False
         pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
@@ -229,7 +228,7 @@ class DeviceSession:
         )
 
     def _check_answer(self, call: ToolCall, answer: ToolResultBody) -> ToolResultBody | ToolException:
-        """The answer, after recording its rows and changes; or an exception that says why it does not fit."""
+        """Record the answer's rows and changes and return it; or return an exception that says why it does not fit."""
         if answer.code == tool_results.MALFORMED and answer.error is not None:
             return ToolException(f"{_UNREADABLE}.")
         if answer.error is not None and answer.code == tool_results.TOO_LARGE:
@@ -272,7 +271,7 @@ class DeviceSession:
         return answer
 
     def _readable_rows(self, call: ToolCall, answer: ToolResultBody, rows: list[Data]) -> ToolResultBody:
-        """The answer without rows that cannot be read; the tool's answer says how many are missing, and why."""
+        """Return the answer without unreadable rows, after remarking how many are missing, and why."""
         valid = [row for row in rows if _is_valid_row(row)]
         if call.id not in self._unshown:
             nouns = NOUNS[call.table or ""]
@@ -329,12 +328,12 @@ def device_session_of(config: RunnableConfig) -> DeviceSession:
 
 
 def missing_row_text(table: str | None, key: object) -> str:
-    """Return what the model is told about a row that does not exist."""
+    """Return the text that tells the model that a row does not exist."""
     return f"Failed: there is no {NOUNS[table or ''][0]} with the id {one_line(key) or '(none)'}."
 
 
 def _is_valid_row(row: Data, key: object = None) -> bool:
-    """Return whether its id can be written, and is the one that was asked for, if one was."""
+    """Return whether a row's id can be written and is `key`, if one is given."""
     return is_row_id(row.get("id")) and key in (None, row["id"])
 
 
@@ -348,7 +347,7 @@ def _is_empty_result(answer: ToolResultBody) -> bool:
 
 
 def _check_sendable(call: ToolCall) -> ToolException | None:
-    """Why a call cannot be put into a frame, if it cannot: a model may have written anything."""
+    """Return why a call cannot be put into a frame, or None: a model may have written anything."""
     try:
         size = len(orjson.dumps([call.data, call.filters]))
     except orjson.JSONEncodeError:

@@ -1,4 +1,4 @@
-"""Messages for how a turn ended, for clients that do not know the codes: in the language that is spoken."""
+"""Messages for how a turn ended, for clients that do not know the codes, in the active language."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _MESSAGES: Final = {
 }
 _MODEL_FAILED: Final = gettext_noop("The model cannot be reached right now. Please try again later.")
 _UNKNOWN_CODE: Final = gettext_noop("Something went wrong on the server. Please try again.")
-# These are said at the end of the answer itself, to clients of both protocols and in REST: a model that answers with
-# nothing must not leave the user with nothing.
+# The answer itself ends with these, for clients of both protocols and in REST: a model that answers with nothing must
+# not leave the user with nothing.
 SAID_IN_ANSWER: Final = frozenset(
     {
         "budget_spent",
@@ -70,20 +70,21 @@ SAID_IN_ANSWER: Final = frozenset(
 
 
 def end_message(end: StreamEnd) -> str:
-    """Why a turn ended, if it did not end with a complete answer; "" otherwise."""
+    """Return why a turn ended without a complete answer; "" if it ended with one."""
     if end.finish not in {"error", "limit"}:
         return ""
     return message_of(end.code or "")
 
 
 def unsaid_end_message(end: StreamEnd) -> str:
-    """The same, unless the answer says it."""
+    """Return the same, or "" if the answer says it already."""
     return "" if end.code in SAID_IN_ANSWER else end_message(end)
 
 
 def said_in_answer(code: str, *, follows_up: bool) -> str:
-    """Return the message about a turn's end that stands below its answer, if any.
-    `follows_up`: nobody's message began the turn."""
+    """Return the message about a turn's end that stands below its answer, or "". `follows_up`: no user's message began
+    it.
+    """
     if follows_up and code == "budget_spent":
         # Perhaps only the share of such turns is used up, and the user has money still.
         return gettext("I could not go on with it by myself.")
@@ -91,6 +92,6 @@ def said_in_answer(code: str, *, follows_up: bool) -> str:
 
 
 def message_of(code: str) -> str:
-    """Return what a code of a turn's end means, in words."""
+    """Return the meaning, in words, of a code of a turn's end."""
     text = _MESSAGES.get(code) or (_MODEL_FAILED if code.startswith("model_") else _UNKNOWN_CODE)
     return gettext(text)

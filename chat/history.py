@@ -30,21 +30,25 @@ _MIN_VERBATIM_MESSAGES: Final = 4
 # One call of the model summarises at most this much; a longer part is summarised chunk by chunk.
 _CHUNK_CHARS: Final = 60_000
 
-# Chat templates want users and assistants by turns.
+# Chat templates want users and assistants to alternate.
 _UNANSWERED: Final = "(This was not answered.)"
 _BEGINNING: Final = "(What was said before is left out.)"
 
 
 @dataclass
 class FittedHistory:
-    """`summary` stands for what came before `recent`; `new` is how many more messages it covers than before."""
+    """A history within bounds. `summary` replaces the messages before `recent`; `new` is how many more it covers than
+    before.
+    """
 
     recent: Sequence[ChatMessage]
     summary: str
     new: int = 0
 
     def messages(self, shown: Callable[[str], str] = str) -> list[BaseMessage]:
-        """The messages by turns, user first, an answer last; `shown` makes of a stored text what the model reads."""
+        """Return alternating messages, the user's first, an answer last; `shown` turns a stored text into what the
+        model reads.
+        """
         found: list[BaseMessage] = []
         for message in self.recent:
             if not message.text:
@@ -71,13 +75,13 @@ def needs_summary(claimed: ClaimedTurn, most_chars: int) -> bool:
 async def fit_history(
     *, user_id: uuid.UUID, claimed: ClaimedTurn, context: TurnContext, most_chars: int
 ) -> FittedHistory:
-    """The history within so many characters. Asks the model for a summary only when it exceeds that."""
+    """Return the history within so many characters. Asks the model for a summary only when it exceeds that."""
     if not needs_summary(claimed, most_chars):
         return FittedHistory(claimed.history, claimed.summary)
     history, covered, summary = claimed.history, 0, claimed.summary
     if (
         claimed.conversation_id is None
-    ):  # the client sends all of it each time, perhaps summarised by us before
+    ):  # the client sends all of it each time, perhaps with a part that we summarised before
         covered, summary = await _read_cached_summary(user_id, claimed.cipher, history)
     rest = history[covered:]
     cut = _messages_to_summarise(rest, most_chars)
@@ -85,7 +89,7 @@ async def fit_history(
         try:
             summary = await _summarise(rest[:cut], summary, context)
         except llm.ModelEmpty:
-            # Nothing may stand for what was said: it stays as it is, and the next turn tries again.
+            # An empty summary must not replace messages: they stay as they are, and the next turn tries again.
             log.warning("summary.empty", user_id=str(user_id))
             return FittedHistory(rest, summary)
         if claimed.conversation_id is None:
@@ -94,7 +98,9 @@ async def fit_history(
 
 
 def _messages_to_summarise(messages: Sequence[ChatMessage], budget: int) -> int:
-    """Return how many of the oldest to summarise: down to half the budget, so that not every turn needs a summary."""
+    """Return how many of the oldest messages to summarise: down to half the budget, so that not every turn needs a
+    summary.
+    """
     if _total_chars(messages) <= budget:
         return 0
     cut = 0
@@ -166,7 +172,7 @@ async def _cache_summary(
 
 
 def _cache_keys(user_id: uuid.UUID, cipher: UserCipher, messages: Sequence[ChatMessage]) -> list[str]:
-    """A key for each prefix of the history, so that the longest prefix that was summarised is found."""
+    """Return a key for each prefix of the history, so that the longest summarised prefix can be found."""
     keys, prefix = [], b""
     for message in messages:
         prefix = cipher.fingerprint(prefix + orjson.dumps([message.role, message.text]), "history")

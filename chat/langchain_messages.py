@@ -12,7 +12,7 @@ from adiuva import llm
 
 
 def to_wire(messages: Sequence[BaseMessage]) -> list[llm.Message]:
-    """LangChain's messages in the format of a model endpoint."""
+    """Return LangChain's messages in the format of a model endpoint."""
     return [_wire_message(message) for message in messages]
 
 
@@ -40,7 +40,7 @@ def _wire_message(message: BaseMessage) -> llm.Message:
 
 
 def _wire_tool_call(key: str | None, name: str | None, arguments: str | None) -> llm.WireToolCall:
-    # Arguments that are not a JSON object are sent back as an empty one: providers reject the whole request otherwise.
+    # Arguments that are no JSON object go back as an empty one: otherwise providers reject the whole request.
     return llm.ToolCall(
         key or "", name or "", arguments if arguments and _parse_arguments(arguments) else "{}"
     ).wire()

@@ -1,8 +1,8 @@
 """Turns whose process is gone: they are ended as lost, so that nobody waits for them.
 
 A process renews the leases of its turns (chat.turn_registry). A turn is lost when its lease ran out, or as soon as
-somebody who looks for it finds that nobody listens on its process's channel. Both take the lease, so a process that was
-thought dead cannot end the turn a second time (chat.turn_ends.finish_turn says what becomes of its answer).
+somebody finds that nobody listens on its process's channel. Both end its lease, so a process that was thought dead
+cannot end the turn a second time (chat.turn_ends.finish_turn says what becomes of its answer).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chat.models import Turn
 from chat.turn_ends import lose_turn
 from chat.turn_queue import GIVE_UP, Ended
 
-# Turns that one sweep ends, each in a transaction of its own.
+# The most turns that one sweep ends, each in a transaction of its own.
 _MOST: Final = 500
 
 TURN_RETENTION = dt.timedelta(days=30)
@@ -36,7 +36,8 @@ def mark_lost(*, turn: Turn, code: str) -> Ended:
 def end_lost_turns() -> int:
     """End turns whose lease ran out. Returns how many.
 
-    Who is next in their conversations is begun by its process, which looks for it (chat.queued_turns).
+    The process of the next turn in their conversations begins that turn, as it looks for turns whose time has come
+    (chat.queued_turns).
     """
     given_up = Q(lease_until__lt=Now() - GIVE_UP)
     over = Turn.objects.running().filter(leases.is_over()).filter(Q(waiting_request=None) | given_up)
@@ -49,6 +50,6 @@ def end_lost_turns() -> int:
 
 
 def delete_old_turns() -> None:
-    """Delete turns that were started longer ago than they are kept."""
+    """Delete ended turns that were started before the retention period."""
     old = Turn.objects.filter(started_at__lt=Now() - TURN_RETENTION).exclude(ended_at=None)
     delete_in_batches(old.order_by("started_at"))

@@ -1,4 +1,4 @@
-"""Memory entries that a turn recalls, under labels that stand for ids, and the receipts of them."""
+"""The memory entries that a turn recalls, under labels that stand for ids, and their receipts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ from memory.models import SourceKind, Tier
 from memory.recall import RecalledEntry, RecallResult
 from memory.receipts import TurnReader, write_turn_receipt
 
-# Where device tools name a table, memory tools and approval questions name this.
+# The name that stands in place of a device's table in memory tools and approval questions.
 MEMORY: Final[Literal["memory"]] = "memory"
 _MAX_RECALL_TOKENS: Final = 1_500
 _MAX_SEARCH_RESULTS: Final = 12
-# A shorter message may only be understood with those before it: that many, and of each the last so many characters.
+# A shorter message may make sense only with the messages before it: so many of them, and so many last characters of
+# each.
 _SHORT_MESSAGE_CHARS: Final = 60
 _PRECEDING_MESSAGES: Final = 2
 _PRECEDING_CHARS: Final = 400
@@ -63,7 +64,7 @@ class MemoryContext:
 
     @property
     def enabled(self) -> bool:
-        """If False, nothing is recalled and nothing is remembered in this turn."""
+        """False if this turn neither recalls nor remembers anything."""
         return self.request.memory and self.claimed.memory
 
     @property
@@ -72,7 +73,7 @@ class MemoryContext:
 
     @property
     def origin(self) -> SourceRef:
-        """The source of what is remembered in this turn."""
+        """The source of what this turn remembers."""
         claimed = self.claimed
         place = claimed.conversation_id or claimed.turn_id
         kind = SourceKind.REQUEST if claimed.conversation_id is None else SourceKind.CONVERSATION
@@ -82,8 +83,9 @@ class MemoryContext:
     # ── Recall ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def recall(self, now: datetime) -> str | None:
-        """Return what the turn prompt says of the memory; None if nothing was recalled. A
-        failure is logged and does not end the turn."""
+        """Return what the turn prompt says of the memory; None if nothing was recalled. A failure is logged and does
+        not end the turn.
+        """
         if not self.enabled:
             return None
         try:
@@ -100,7 +102,7 @@ class MemoryContext:
         return self._lines(self._recalled) or None
 
     def start_receipt(self) -> None:
-        """Write the receipt of what was recalled, while the model reads it."""
+        """Write the receipt of the recalled entries while the model reads them."""
         if self._recalled.entries or self._recalled.withheld:
             receipt = asyncio.get_running_loop().create_task(
                 self._write_receipt(self._recalled), name="receipt"
@@ -108,7 +110,7 @@ class MemoryContext:
             self._receipts.append(receipt)
 
     async def search(self, question: str) -> str:
-        """Return what matches a question of the model's; "" if nothing does."""
+        """Return the entries that match a question of the model's; "" if there are none."""
         recalled = await db.run(
             recall.search_for_model,
             user_id=self.user_id,
@@ -128,7 +130,7 @@ class MemoryContext:
         await asyncio.gather(*self._receipts)
 
     async def _vector(self, question: str) -> list[float] | None:
-        """The question's embedding. Where that costs a request, only for users who have embedded entries to find."""
+        """Return the question's embedding. If that costs a request, ask only for users who have embedded entries."""
         if (vector := await db.run(text_embedding.embed_now, question, self.user_id)) is not None:
             return vector
         return (
@@ -158,7 +160,7 @@ class MemoryContext:
         return "\n".join(f"- {self.entry_line(known)}" for known in recalled.entries)
 
     def entry_line(self, known: RecalledEntry) -> str:
-        """An entry on one line, behind its label. Its text cannot pose as another entry."""
+        """Return an entry on one line, behind its label. Its text cannot pose as another entry."""
         return f"[{self.label(known)}] {entry_text(known)} ({self._when(known)})"
 
     def label(self, known: RecalledEntry) -> str:
@@ -187,16 +189,16 @@ class MemoryContext:
     # ── What the model wants to do with entries ─────────────────────────────────────────────────────────
 
     def entry_by_label(self, label: object) -> RecalledEntry | None:
-        """The entry of a label that this turn has shown; the label may be in brackets."""
+        """Return the entry of a label that this turn has shown; the label may be in brackets."""
         found = _LABEL.fullmatch(label) if isinstance(label, str) else None
         place = int(found[1]) - 1 if found else -1
         return self._known[place] if 0 <= place < len(self._known) else None
 
     def why_not_the_users(self, content: str) -> str:
-        """Why a text may not be kept as the user's, in words for the model; "" if it may (memory.grounding).
+        """Return why a text may not be kept as the user's, in words for the model; "" if it may (memory.grounding).
 
-        The user's messages of this conversation count, and an answer of ours that they have just said a plain yes to,
-        unless it may quote texts of others. After a private message, only what is said in this turn counts.
+        The user's messages of this conversation count, and so does an answer of ours that they have just said a plain
+        yes to, unless it may quote texts of others. After a private message, only the user's words in this turn count.
         """
         said = self.said_now
         if not self.claimed.has_private:
@@ -206,9 +208,9 @@ class MemoryContext:
         return grounding.problem(content, said, day=self._day(datetime.now(self.zone)))
 
     def only_proposes(self, content: str) -> bool:
-        """Return whether a text is kept as a proposal: texts of others may have led the model to it.
+        """Return whether a text is kept as a proposal because texts of others may have led the model to it.
 
-        They have been read in this turn; or they may be quoted in earlier answers, and the user says it neither now nor
+        Either this turn has read such texts; or earlier answers may quote them, and the user says it neither now nor
         with a plain yes.
         """
         if self.foreign:
@@ -224,7 +226,7 @@ class MemoryContext:
 
     @property
     def said_lately(self) -> list[str]:
-        """The same, behind the messages right before it, which may say what this one is about ("No, coffee!")."""
+        """Those words, after the messages right before them, which may say what this one is about ("No, coffee!")."""
         if self.claimed.has_private or self.foreign.earlier:
             return self.said_now
         before = [one.text for one in self.claimed.history if one.role == "user"][-_PRECEDING_MESSAGES:]
@@ -244,8 +246,9 @@ class MemoryContext:
 
 
 def recall_at_once(request: ChatRequest, claimed: ClaimedTurn) -> RecallResult | None:
-    """Recall for a turn, in the thread in which it was claimed. None if that takes more than a
-    statement: then the turn recalls by itself."""
+    """Recall for a turn, in the thread that claims it. Returns None if that takes more than a statement: then the turn
+    recalls by itself.
+    """
     if not (request.memory and claimed.memory):
         return None
     try:
@@ -253,7 +256,7 @@ def recall_at_once(request: ChatRequest, claimed: ClaimedTurn) -> RecallResult |
         vector = text_embedding.embed_now(wanted["question"], request.user_id)
         return recall.recall(vector=vector, **wanted) if vector is not None else None
     except llm.ModelError:
-        return None  # there is no model, as the turn will say
+        return None  # no model is configured; the turn says so
     except Exception as error:
         log_failure("memory.recall_failed", error, user_id=str(request.user_id))
         return RecallResult()
@@ -262,7 +265,7 @@ def recall_at_once(request: ChatRequest, claimed: ClaimedTurn) -> RecallResult |
 def _wanted(
     request: ChatRequest, claimed: ClaimedTurn, model: llm.ChatModel, now: datetime
 ) -> dict[str, Any]:
-    """The parameters of a turn's recall, but for the vector."""
+    """Return the parameters of a turn's recall, except the vector."""
     return {
         "user_id": request.user_id,
         "question": _question(request, claimed),
@@ -273,7 +276,7 @@ def _wanted(
 
 
 def _question(request: ChatRequest, claimed: ClaimedTurn) -> str:
-    """The message; a short one, such as "and that one?", with the messages right before it."""
+    """Return the message; a short one, such as "and that one?", with the messages right before it."""
     message = request.message
     if len(message) >= _SHORT_MESSAGE_CHARS:
         return message[:_MAX_QUESTION_CHARS]

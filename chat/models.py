@@ -84,9 +84,10 @@ class Conversation(QuicklyRead):
 
 
 class Message(models.Model):
-    """One message. `sealed` holds `{text, mutations?, finish?, code?, steps?, model_calls?}`; of what the user said
-    while a turn ran, also `steered`: `{at, call}`, when the model read it and in which of the turn's model calls, from
-    1; of one that nobody asked for, also `origin`.
+    """One message. `sealed` holds `{text, mutations?, finish?, code?, steps?, model_calls?}`.
+
+    A message that the user sent while a turn ran also has `steered`: `{at, call}`, the time when the model read it and
+    the number of the turn's model call, from 1. A message that nobody asked for also has `origin`.
     """
 
     class Role(models.TextChoices):
@@ -118,15 +119,15 @@ class TurnQuerySet(models.QuerySet["Turn"]):
         return self.filter(state=Turn.State.RUNNING)
 
     def waiting(self) -> Self:
-        """Those that wait for the turns before them in their conversation."""
+        """Return turns that wait for the turns before them in their conversation."""
         return self.filter(state=Turn.State.WAITING)
 
     def with_changes(self) -> Self:
-        """Those that changed rows on a device, and so can be undone there."""
+        """Return turns that changed rows on a device, and so can be undone there."""
         return self.filter(changes__isnull=False)
 
     def to_begin(self) -> Self:
-        """Those whose time has come, and that no process has begun yet."""
+        """Return turns whose time has come, and that no process has begun yet."""
         return self.running().exclude(waiting_request=None)
 
 

@@ -76,14 +76,13 @@ def turn_prompt(
     confirmed: Sequence[str] = (),
     changed: Sequence[str] = (),
 ) -> str:
-    """Return what is true of this turn alone. Everything but time and locale is delimited as untrusted data.
+    """Return the part of the prompt that holds for this turn alone. All but time and locale is delimited as untrusted
+    data.
 
-    `now`: in the user's time zone; ValueError if it has none.
-    `scope`: the row that a floating request is about.
-    `context`: what else the client sent.
-    `memory`: what was recalled for the turn.
-    `confirmed`: calls that the user has just said yes to, each ending in `tool_name {"json": "arguments"}`.
-    `changed`: what was changed earlier in this conversation.
+    `now`: in the user's time zone; ValueError if it has none. `scope`: the row that a floating request is about.
+    `context`: what else the client sent. `memory`: what was recalled for the turn. `confirmed`: calls that the user has
+    just said yes to, each ending in `tool_name {"json": "arguments"}`. `changed`: what was changed earlier in this
+    conversation.
     """
     zone = now.tzinfo
     if zone is None:
@@ -111,12 +110,12 @@ def turn_prompt(
 
 
 def with_turn_prompt(turn: str, message: str) -> str:
-    """The user's message, after what belongs to this turn."""
+    """Return the user's message, preceded by the turn prompt."""
     return f"{delimit_own('turn', turn)}\n\n{message}"
 
 
 def _bullet_list(items: Sequence[str]) -> str:
-    """One item a line: line breaks within an item become spaces."""
+    """Return one item a line: line breaks within an item become spaces."""
     return "\n".join(f"- {_LINE_BREAKS.sub(' ', item)}" for item in items)
 
 

@@ -1,8 +1,8 @@
-"""The waiting turns of one process, until their time comes: they are begun, or end, or another process takes them.
+"""The waiting turns of one process: each begins when its time comes, or ends, or another process takes it.
 
-Rows decide (chat.turn_queue); this looks at them, all at once, every two seconds while some wait here, and as soon as
-another process says that something has changed. Every process that has clients also looks for turns that were handed
-over to a process that is gone.
+The rows decide (chat.turn_queue). This module looks at them, all at once, every two seconds while some wait here, and
+as soon as another process says that something has changed. Every process that has clients also looks for turns that
+were handed over to a process that is gone.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 _LOOK_S: Final = 2.0
 _LOOK_FOR_ABANDONED_S: Final = 5.0
 _ADOPT_AGAIN_S: Final = 0.25
-# How many abandoned turns a process begins at once: the others are left to other processes.
+# The most abandoned turns that a process begins at once: it leaves the others to other processes.
 _MOST_ABANDONED: Final = 8
 
 log = structlog.get_logger(__name__)
 
 
-# More than 15 methods: one for each way in which a turn comes to wait, or waits no longer.
+# More than 15 methods: one for each way in which a turn comes to wait or stops waiting.
 class WaitingTurns:
-    """Belongs to one TurnRegistry, in which its turns are as well."""
+    """The waiting turns of one TurnRegistry, which also lists them among its turns."""
 
     def __init__(self, registry: TurnRegistry) -> None:
         self._registry = registry
@@ -55,14 +55,14 @@ class WaitingTurns:
             self._looking = asyncio.get_running_loop().create_task(self._keep_looking(), name="waiting turns")
 
     def search(self) -> None:
-        """From now on, look for turns whose process is gone as well."""
+        """Start looking for turns whose process is gone as well."""
         if self._searching is None or self._searching.done():
             self._searching = asyncio.get_running_loop().create_task(
                 self._keep_searching(), name="lost waiters"
             )
 
     def stop(self) -> None:
-        """The process ends: others begin the turns that wait here."""
+        """Stop, because the process ends: other processes begin the turns that wait here."""
         for task in (self._looking, self._searching):
             if task is not None:
                 task.cancel()
@@ -74,11 +74,11 @@ class WaitingTurns:
     # ── What happens to them ────────────────────────────────────────────────────────────────────────────
 
     def look(self) -> None:
-        """Something has happened to one of them: look at their rows now."""
+        """Look at the rows now, because something has happened to one of the turns."""
         self._changed.set()
 
     async def hand_over(self, following: HandedOver) -> None:
-        """See to it that a turn whose time has come begins: here if it waits here or its process is gone."""
+        """Ensure that a turn whose time has come begins: in this process if it waits here or its own is gone."""
         registry = self._registry
         turn = await registry.find((following.user_id, following.request_id))
         if turn is None and following.owner not in ("", registry.channel):
@@ -88,7 +88,7 @@ class WaitingTurns:
                 ):
                     return
             except ConnectionError:
-                return  # whoever looks for it finds it
+                return  # a process that looks for abandoned turns will find it
         await self.begin(following)
 
     async def begin(self, following: HandedOver) -> None:
@@ -131,7 +131,7 @@ class WaitingTurns:
         await asyncio.sleep(_ADOPT_AGAIN_S)
 
     async def cancel(self, row: Turn) -> bool:
-        """Take a waiting turn out, wherever it waits. False if it does not wait any more."""
+        """Take a waiting turn out of the queue, wherever it waits. Returns False if it no longer waits."""
         if not await db.run(turn_queue.cancel, turn=row):
             return False
         await self._say_changed(row)
@@ -148,11 +148,11 @@ class WaitingTurns:
         if (here := await registry.find((request.user_id, running.request_id))) is not None:
             here.user_has_spoken()
             return
-        with suppress(ConnectionError):  # then it has its own answer
+        with suppress(ConnectionError):  # then the message gets an answer of its own
             await registry.tell(running.owner, "spoken", request.user_id, request=running.request_id)
 
     async def end_joined(self, steered: Sequence[Steered]) -> None:
-        """The model has read what waiting turns had said: they wait no more."""
+        """End waiting turns whose messages the model has read."""
         for row in await db.run(turn_queue.join, steered=steered):
             await self._say_changed(row)
 
@@ -170,7 +170,7 @@ class WaitingTurns:
         while self._turns:
             self._changed.clear()
             try:
-                turns = dict(self._turns)  # another may be added while the rows are read
+                turns = dict(self._turns)  # a copy: another may be added while the rows are read
                 rows = await db.run(turn_queue.rows_of, list(turns))
                 for turn_id, turn in turns.items():
                     await self._follow_row(turn, rows.get(turn_id))

@@ -11,36 +11,34 @@ from chat.models import AssistantKind
 
 MAX_MESSAGE_CHARS: Final = 100_000
 
-# Wait for the turn that runs, and those that wait already; join it at its next model call (and wait, in case it ends
+# Wait for the running turn and those that wait already; join it at its next model call (and wait, in case it ends
 # before); or be refused.
 Busy = Literal["enqueue", "steer", "reject"]
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnds:
-    """The runs whose end is told, and the names of their agents."""
+    """The runs whose ends a message tells, and the names of their agents."""
 
     run_ids: tuple[str, ...]
     agent_names: tuple[str, ...]
 
     def body(self) -> dict[str, Any]:
-        """As a message and the frames name it."""
+        """Return them in the form that messages and frames have."""
         return {"type": "agent_run", "run_ids": list(self.run_ids), "agent_names": list(self.agent_names)}
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A user's question to an assistant, and the device with whose data it is answered.
+    """A user's question to an assistant, and the device whose data answers it.
 
-    `device_id`: the row id of the device whose data it is about; None for the user's device that was seen last.
-    `expects_device`: false if none was connected when it was asked, so that tools need not wait for one.
-    `starts_conversation`: whether a request without conversation and history starts a conversation.
-    `can_ask_approval`: whether the device can show an approval_request.
-    `context`: what else the client knows, as text. The model gets it as data, not as instructions.
-    `memory`: whether the request may be remembered, and memories recalled for it.
-    `busy`: what becomes of it while another request of its conversation is answered. `joins`: with `steer`, the turn
-    that it was said to; None for the one that runs.
-    `origin`: the ended runs that it follows up; then nobody has said `message`, it is the app's.
+    `device_id`: the row id of that device; None for the user's device that was seen last. `expects_device`: false if
+    none was connected at the time of the request, so that tools need not wait for one. `starts_conversation`: whether a
+    request without conversation and history starts a conversation. `can_ask_approval`: whether the device can show an
+    approval_request. `context`: what else the client knows, as text. The model gets it as data, not as instructions.
+    `memory`: whether the request may be remembered, and memories recalled for it. `busy`: what becomes of it while
+    another request of its conversation is answered. `joins`: with `steer`, the turn that it is addressed to; None for
+    the running one. `origin`: the ended runs that it follows up; then `message` is the app's, not a user's.
     """
 
     user_id: uuid.UUID
@@ -62,7 +60,7 @@ class ChatRequest:
 
     @property
     def words(self) -> list[str]:
-        """The user's words in it."""
+        """The user's words in the request."""
         return [] if self.origin is not None else [self.message]
 
     @property

@@ -11,7 +11,9 @@ _DEVICE_SOCKET: Final = "/api/v1/ws/device"
 
 
 def serve_websocket(scope: Any, receive: Any, send: Any) -> Awaitable[None]:
-    """As a router would, but without its frames and its copy of the scope, which each open socket would hold."""
+    """Serve a WebSocket as a router would, but without its frames and its copy of the scope, which each open socket
+    holds.
+    """
     if scope["path"] != _DEVICE_SOCKET:
         return _refuse(scope, receive, send)
     served: Awaitable[None] = ClientConsumer()(scope, receive, send)

@@ -1,6 +1,6 @@
-"""Short names for rows: a model reads and writes `t3`, the device and the client the row's id.
+"""Short names for rows: a model reads and writes `t3`, the device and the client use the row's id.
 
-An id costs a model twenty to thirty tokens each time, and a weak one miscopies it. Aliases are given in the order in
+An id costs a model twenty to thirty tokens each time, and a weak one miscopies it. Aliases are numbered in the order in
 which rows appear in a turn's messages, so a conversation that grows keeps its prefix, which providers cache.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from chat.untrusted_text import is_row_id
 
-# The letter of each table's rows; r is a row of which only the id is known.
+# The letter of each table's rows; r is for a row whose table is unknown.
 LETTERS: Final = {
     "tasks": "t",
     "projects": "p",
@@ -38,7 +38,7 @@ class RowAliases:
         self._counts: dict[str, int] = {}
 
     def alias(self, table: str, key: str) -> str:
-        """The alias of a row."""
+        """Return the alias of a row."""
         if (known := self._by_id.get(key)) is not None:
             return known
         letter = LETTERS.get(table, _UNKNOWN)
@@ -48,17 +48,18 @@ class RowAliases:
         return made
 
     def find(self, alias: str) -> tuple[str, str] | None:
-        """The table and the id of an alias; None if it was not given."""
+        """Return the table and the id of an alias; None if it was not given."""
         return self._rows.get(alias.strip(" []"))
 
     def table_of(self, key: str) -> str:
-        """The table of a row by its id; "" if it is not known."""
+        """Return the table of a row by its id; "" if it is not known."""
         alias = self._by_id.get(key)
         return self._rows[alias][0] if alias is not None else ""
 
     def resolved(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A call's arguments with ids for aliases. Whatever is no alias stays: the device says that there is no such
-        row."""
+        """Return a call's arguments with ids for aliases. Anything else stays: the device says that there is no such
+        row.
+        """
         return self._each_id(arguments, lambda value: found[1] if (found := self.find(value)) else value)
 
     def aliased(self, arguments: dict[str, Any]) -> dict[str, Any]:

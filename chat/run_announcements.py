@@ -1,6 +1,6 @@
 """Tells users of their agents' scheduled runs: a message of ours in a conversation of its own, without a model.
 
-Which ends are told, their agents say (agents.announcements). Ends that come close together are one message.
+The agents choose which ends are told (agents.announcements). Ends that come close together share one message.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Frames = list[RunEnded | ConversationChanged]
 
 
 def announce_due() -> list[tuple[uuid.UUID, Frames]]:
-    """Tell all ends that are to be told. Returns what their users' devices are to be sent."""
+    """Tell all ends that are due. Returns the frames for their users' devices."""
     due = Run.objects.filter(announcement=Run.Announcement.DUE).order_by()
     told = []
     for user_id in due.values_list("user_id", flat=True).distinct()[:_MOST_USERS]:
@@ -77,7 +77,7 @@ def _announce(user_id: uuid.UUID) -> Frames:
 
 
 def _conversation(user_id: uuid.UUID, cipher: UserCipher) -> uuid.UUID:
-    """The user's conversation for agents, made if need be: they may have deleted the last one."""
+    """Return the user's conversation for agents, made if need be: they may have deleted the last one."""
     mine = Conversation.objects.of(user_id).filter(for_agents=True).values_list("pk", flat=True)
     if (found := mine.first()) is not None:
         return found
@@ -88,8 +88,7 @@ def _conversation(user_id: uuid.UUID, cipher: UserCipher) -> uuid.UUID:
 
 
 def _has_to_wait(place: uuid.UUID) -> bool:
-    """Return whether a turn is under way there, whose question and answer are not to
-    be parted, or the last message is new."""
+    """Return whether the last message is new, or a turn is under way, whose question and answer must stay together."""
     if Turn.objects.filter(conversation_id=place, ended_at=None).exists():
         return True
     recent = Message.objects.filter(conversation_id=place, created_at__gt=Now() - _PAUSE)

@@ -40,12 +40,12 @@ def origin_of(ends: Iterable[RunEnd]) -> RunEnds:
 
 
 def facts(cipher: UserCipher, end: RunEnd) -> str:
-    """A run's end for the model: what the user had said, and the figures and titles; no prose of another model."""
+    """Describe a run's end for the model: the user's words, the figures and titles; no prose of another model."""
     run, report = end.report.run, end.report
-    asked = one_line(Watch.asked.unseal_from(cipher, end.watch), _CHARS)
+    words = one_line(Watch.asked.unseal_from(cipher, end.watch), _CHARS)
     lines = [
         f"The agent “{one_line(report.agent_name)}” has ended: {run.get_state_display()}.",
-        f"The user had said: {asked}" if asked else "The user had started it by hand.",
+        f"The user had said: {words}" if words else "The user had started it by hand.",
         f"Documents: {run.files_seen} seen, {run.files_unchanged} unchanged, {run.files_failed} not readable.",
         "New records: " + (", ".join(f"{count} {table}" for table, count in report.found.items()) or "none"),
     ]
@@ -55,7 +55,7 @@ def facts(cipher: UserCipher, end: RunEnd) -> str:
 
 
 def notice(report: RunReport) -> str:
-    """A run's end for its user: what went wrong first. The report is in the language that is spoken."""
+    """Describe a run's end for its user, what went wrong first. The report is in the active language."""
     run, name = report.run, one_line(report.agent_name)
     problem = one_line(report.problems[0], _CHARS).rstrip(".") if report.problems else ""
     if run.state in (Run.State.ERROR, Run.State.TIMEOUT):
@@ -84,7 +84,7 @@ def notice(report: RunReport) -> str:
 
 
 def frame(report: RunReport, conversation_id: object = None) -> RunEnded:
-    """`conversation_id`: in which it is told."""
+    """Return the frame for devices. `conversation_id`: that of the conversation which tells the end."""
     run = report.run
     return RunEnded(
         run_id=str(run.pk),

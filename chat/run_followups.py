@@ -1,10 +1,9 @@
-"""Brings the end of a run that was started from a chat back into its conversation, exactly once (agents.run_watches).
+"""Tells the end of a run in the conversation that it was started from, exactly once (agents.run_watches).
 
-An end goes to the turn that runs there, if one does (chat.run_notes). Else all that are due in a conversation become
-one turn that nobody's message began: its model gets the facts as data, and its answer is stored in the transaction in
-which they count as told. If it fails, they are due again, later each time. What no turn can tell, because all have
-failed, the model refuses, or there were too many, a notice of ours tells: a message in the same conversation, without a
-model.
+If a turn runs there, it tells the end (chat.run_notes). Else one turn that no user's message began tells all ends that
+are due in the conversation: its model gets the facts as data, and the transaction that stores its answer marks them as
+told. If it fails, they are due again, later each time. If no turn can tell them, because all have failed, the model
+refuses or there were too many turns, a notice of ours does: a message in the same conversation, without a model.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ Frames = list[RunEnded | ConversationChanged]
 
 
 def follow_up_due() -> list[tuple[uuid.UUID, Frames]]:
-    """Have all ends told that are due. Returns what their users' devices are to be sent."""
+    """Have all due ends told. Returns the frames for their users' devices."""
     told = []
     for user_id, conversation_id in due_places()[:_MOST_CONVERSATIONS]:
         try:
@@ -88,10 +87,10 @@ def follow_up_due() -> list[tuple[uuid.UUID, Frames]]:
 
 
 def due_places() -> QuerySet[Watch, tuple[uuid.UUID, uuid.UUID]]:
-    """The conversations, with their users, in which ends can be told now, the longest due first.
+    """Return the conversations, with their users, in which ends can be told now, the longest due first.
 
-    Those whose users have no device connected do not stand in the others' way, until they are given up. Who is locked
-    out is told nothing until they are let in again.
+    Ends whose users have no device connected do not hold up the others; they come in once they are given up. A user who
+    is locked out is told nothing until they are let in again.
     """
     here = Exists(Device.objects.online().filter(user=OuterRef("user_id")))
     given_up = Q(attempts__gte=_MOST_ATTEMPTS) | Q(due_at__lt=Now() - _GIVE_UP)
@@ -102,16 +101,16 @@ def due_places() -> QuerySet[Watch, tuple[uuid.UUID, uuid.UUID]]:
 
 
 def _is_ready() -> Q:
-    """Return whether it is time: also after the last try, which nothing but a notice follows."""
+    """Return the condition for ends that are due: also those after the last try, which only a notice can tell."""
     return Q(not_before=None) | Q(not_before__lte=Now()) | Q(attempts__gte=_MOST_ATTEMPTS)
 
 
 @transaction.atomic
 def follow_up_in(user_id: uuid.UUID, conversation_id: uuid.UUID) -> Frames:
-    """The same in one conversation."""
+    """Have the due ends of one conversation told. Returns the frames for the user's devices."""
     if not conversations.lock(user_id, conversation_id):
         return []
-    # A turn that is under way tells it itself.
+    # A running turn tells them itself.
     if Turn.objects.of(user_id).filter(conversation_id=conversation_id, ended_at=None).exists():
         return []
     rows = Watch.objects.filter(conversation_id=conversation_id, user_id=user_id, state=Watch.State.DUE)
@@ -130,17 +129,17 @@ def follow_up_in(user_id: uuid.UUID, conversation_id: uuid.UUID) -> Frames:
         or each.watch.turn in refused
         or (each.watch.due_at is not None and each.watch.due_at < too_late)
     ]
-    if given_up:  # the others are told by the next look
+    if given_up:  # the next look tells the others
         return _tell_in_notice(user_id, conversation_id, cipher, given_up, is_dead=True)
     if _has_enough(user_id, conversation_id) or not _has_money(user_id):
         return _tell_in_notice(user_id, conversation_id, cipher, due, is_dead=False)
     if not Device.objects.of(user_id).online().exists():
-        return []  # its tools would only fail; nothing is spent until one is back
+        return []  # tools would only fail; nothing is spent until a device is back
     return _begin_turn(user_id, conversation_id, cipher, due)
 
 
 def _refused(tried: Sequence[Watch]) -> set[uuid.UUID]:
-    """The turns that tried to tell some of them and ended in such a way that another would end the same."""
+    """Return the turns that tried to tell some of these ends and failed in a way that another would repeat."""
     turns = Turn.objects.filter(pk__in=[watch.turn for watch in tried], request_id__startswith=REQUEST_PREFIX)
     return set(turns.filter(code__in=_FINAL).values_list("pk", flat=True))
 
@@ -159,7 +158,7 @@ def _has_enough(user_id: uuid.UUID, conversation_id: uuid.UUID) -> bool:
 
 
 def _has_money(user_id: uuid.UUID) -> bool:
-    """Return whether the share of such turns in the user's month, and the month itself, have room for another."""
+    """Return whether the month's share for such turns, and the month itself, have money for another."""
     return allowances.has_room(user_id, Purpose.FOLLOWUPS, None, None)
 
 
@@ -206,7 +205,7 @@ def _begin_turn(
 
 
 def _run_ends(due: Sequence[RunEnd]) -> Frames:
-    """A frame for each end that nobody has tried to tell yet."""
+    """Return a frame for each end that no turn has tried to tell yet."""
     return [run_ends.frame(end.report, end.watch.conversation_id) for end in due if not end.watch.attempts]
 
 

@@ -1,9 +1,9 @@
-"""Reports ends of agent runs in a turn that is already running, because the user wrote something in that chat.
+"""Reports ends of agent runs in a turn that is already running because the user wrote something in that chat.
 
-The end of a run that was started from a chat is given to the turn that runs there, as data with a sentence of ours,
-before its next call of the model. It counts as told in the transaction that stores the answer, if the model has
-answered after it; else it is due again, and a turn of its own tells it (chat.run_followups). Rows decide: a turn's
-process gets only the hint that it may look.
+Before its next model call, the turn gets the end of a run that was started from its chat, as data with a sentence of
+ours. The transaction that stores the answer marks the end as told if the model has answered since; else it is due
+again, and a turn of its own tells it (chat.run_followups). Rows decide: a turn's process gets only the hint that it may
+look.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NOTE: Final = (
 
 @dataclass(frozen=True)
 class Note:
-    """`text` is for the model; `watches` are told once it has answered, which is about the runs `run_ids`."""
+    """Ends of runs for the model. It reads `text`; its next answer tells `watches`, about the runs `run_ids`."""
 
     text: str
     watches: Sequence[uuid.UUID]
@@ -48,7 +48,7 @@ class Note:
 
 @transaction.atomic
 def take(place: ChatPlace, fence: int) -> Note | None:
-    """Return what is due in a turn's chat, for the turn to tell. None if there is nothing, or the turn runs no more."""
+    """Return the due ends of a turn's chat for the turn to tell. None if there are none, or the turn no longer runs."""
     running = Turn.objects.running().filter(pk=place.turn_id, fence=fence)
     if running.select_for_update(no_key=True).only("pk").first() is None:
         return None
@@ -76,8 +76,9 @@ class RunNotes:
         self._unread: list[uuid.UUID] = []  # notes that the model was given and has not answered yet
 
     async def take(self, place: ChatPlace, fence: int) -> Note | None:
-        """Return what is due in a turn's chat, for the turn to tell. None if there
-        is nothing, or the turn runs no more."""
+        """Return the due ends of a turn's chat for the turn to tell. None if there are none, or the turn no longer
+        runs.
+        """
         if not self.is_due:
             return None
         self.is_due, self.has_looked = False, True
@@ -91,7 +92,7 @@ class RunNotes:
         return note
 
     def mark_read(self) -> None:
-        """The model has answered what it was given."""
+        """Note that the model has answered the notes it was given."""
         self.told += self._unread
         self._unread.clear()
 
@@ -107,17 +108,17 @@ class TurnToTell:
 
 
 def turns_to_tell() -> list[TurnToTell]:
-    """The running turns of the users' in whose chats an end is due that nobody has tried to tell."""
+    """Return the running turns in whose chats an end is due that nobody has tried to tell."""
     due = Watch.objects.filter(state=Watch.State.DUE, attempts=0, user=OuterRef("user_id"))
     here = Exists(due.filter(conversation=OuterRef("conversation_id")))
-    asked = Q(Exists(due.filter(conversation=None, turn=OuterRef("pk"))), conversation=None)
-    running = Turn.objects.running().filter(here | asked, waiting_request=None)
+    without_conversation = Q(Exists(due.filter(conversation=None, turn=OuterRef("pk"))), conversation=None)
+    running = Turn.objects.running().filter(here | without_conversation, waiting_request=None)
     found = running.exclude(owner="").values_list("user_id", "request_id", "owner")
     return [TurnToTell(*row) for row in found[:_MOST_TOLD]]
 
 
 async def tell(turns: Sequence[TurnToTell]) -> None:
-    """Hint to the turns' processes. What is lost on the way is due after the turn as well."""
+    """Hint to the turns' processes. If a hint gets lost, the end is due after the turn as well."""
     for turn in turns:
         message = {"type": "runs_ended", "user": str(turn.user_id), "request": turn.request_id}
         try:
@@ -132,7 +133,10 @@ async def tell(turns: Sequence[TurnToTell]) -> None:
 
 @transaction.atomic
 def release_lost() -> int:
-    """Make due again what is held by a turn that is over or gone. It takes a turn that ended while it was asking."""
+    """Make the watches due again that an ended or missing turn holds.
+
+    That can happen if a turn ends while it takes them.
+    """
     under_way = Turn.objects.filter(pk=OuterRef("turn"), ended_at=None)
     lost = Watch.objects.filter(~Exists(under_way), state=Watch.State.HELD)
     free = lost.order_by("pk").select_for_update(of=("self",), no_key=True, skip_locked=True)

@@ -20,7 +20,7 @@ MAX_CONTEXT_BYTES = 256 * 1024
 
 
 class ConversationSerializer(ModelSerializer[Conversation]):
-    # Decrypted titles come in the context.
+    # The view passes decrypted titles in the context.
     kind = serializers.ChoiceField(choices=AssistantKind.choices, read_only=True)
     title = serializers.SerializerMethodField(help_text="Empty until the first answer.")
 
@@ -156,7 +156,7 @@ class HistorySerializer(serializers.Serializer[Any]):
 
 
 class ChatContextSerializer(serializers.Serializer[Any]):
-    """What the client knows. It is data to the assistant, and of no authority."""
+    """What the client knows. The assistant reads it as data, without authority."""
 
     user_profile = _AnyJSONField(required=False, allow_null=True)
     relevant_documents = _AnyJSONField(required=False, allow_null=True)

@@ -1,9 +1,9 @@
 """Messages that the user sends while a turn runs, from their arrival until the model has read them.
 
-In a conversation each is a waiting turn of its own (`chat.turn_queue`), so that it outlives every process: the turn
-that runs reads it from there before its next call of the model, and if it ends before, the message has its own answer.
-What comes to the turn's process is only the hint that it may look. A chat without a conversation keeps nothing: there
-they are in memory.
+In a conversation each is a waiting turn of its own (`chat.turn_queue`), so that it outlives every process: the running
+turn reads it from there before its next call of the model, and if it ends before, the message gets its own answer. The
+turn's process gets only the hint that it may look. A chat without a conversation stores nothing: its messages wait in
+memory.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class _Steer:
 
 
 class SteerQueue:
-    """The messages that are said to one running turn. `heard` holds, in order, what the model has read. `spoken` is set
-    while others wait for its next call: whatever waits for something else ends then."""
+    """The user's messages to one running turn. `heard` holds, in order, what the model has read. `spoken` is set while
+    other messages wait for its next call: the turn then stops waiting for anything else.
+    """
 
     def __init__(self, joined: Callable[[Sequence[Steered]], None], *, may_wait: bool = False) -> None:
-        """`joined` is called with what the model has read and what waits as turns of their own. `may_wait`: whether
-        there may be such already."""
+        """`joined` is called with messages that the model has read and that wait as turns of their own. `may_wait`:
+        whether there may be such messages already.
+        """
         self.read: list[str] = []
         self.spoken = asyncio.Event()
         self.heard: list[Steered] = []
@@ -49,7 +51,8 @@ class SteerQueue:
         self._in_call: list[_Steer] = []  # given to the model in a call that it has not answered yet
 
     def add(self, message: str) -> asyncio.Future[bool]:
-        """Add a message that is only in memory. True once the model has read it, False if the turn ends before.
+        """Add a message that is only in memory. The future is true once the model has read it, false if the turn ends
+        before.
 
         Raises TooManySteers.
         """
@@ -61,13 +64,13 @@ class SteerQueue:
         return read
 
     def look_again(self) -> None:
-        """The user has said something in the conversation; it may be meant for this turn."""
+        """Look for messages again: the user has said something in the conversation that may be meant for this turn."""
         self._may_wait = True
         self.spoken.set()
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """While a message to this turn is stored, in this process: `look` waits for it."""
+        """Announce that a message to this turn is being stored in this process: `look` waits for it."""
         stored = asyncio.Event()
         self._coming.append(stored)
         try:
@@ -78,7 +81,7 @@ class SteerQueue:
             self.look_again()
 
     async def look(self, claimed: ClaimedTurn) -> None:
-        """Read what waits for the turn in the database, as much as one call of the model takes."""
+        """Read the messages that wait for the turn in the database, as many as one call of the model takes."""
         while self._coming:
             await self._coming[0].wait()
         if not self._may_wait or claimed.conversation_id is None:
@@ -86,7 +89,7 @@ class SteerQueue:
         self._may_wait = False
         try:
             found = await db.run(turn_queue.said_to, claimed=claimed)
-        except Exception as error:  # the user's turn goes on, and so does what waits
+        except Exception as error:  # the user's turn goes on, and the messages keep waiting
             log_failure("turn.steers_not_read", error, level="warning", turn=str(claimed.turn_id))
             return
         known = {said.turn_id for said in (*self.heard, *(steer.said for steer in self._unread()))}
@@ -104,14 +107,14 @@ class SteerQueue:
         return [*self.read, *(steer.said.text for steer in self._in_call)]
 
     def take(self) -> list[str]:
-        """The messages for the next call of the model."""
+        """Return the messages for the next call of the model."""
         self._in_call += self._waiting
         self._waiting.clear()
         self.spoken.clear()
         return [steer.said.text for steer in self._in_call]
 
     def mark_read(self, call: int) -> None:
-        """The model has answered in its call number `call`, so it has read what that call contained."""
+        """Note that the model has answered in its call number `call`, so it has read what that call contained."""
         heard = [steer.said._replace(call=call, at=datetime.now(UTC)) for steer in self._in_call]
         self.read += [said.text for said in heard]
         self.heard += heard
@@ -122,12 +125,12 @@ class SteerQueue:
             self._joined(joined)
 
     def close(self) -> None:
-        """The turn has ended: whatever was not read comes too late."""
+        """End: the turn is over, and messages that the model has not read come too late."""
         for steer in self._unread():
             steer.settle(False)
 
     def _fits(self, message: str) -> bool:
-        """Return whether it may be read together with those that are unread: they are as long as one message may be."""
+        """Return whether it may be read together with the unread messages, which share the bound of one message."""
         unread = sum(len(steer.said.text) for steer in self._unread())
         return not unread or unread + len(message) <= MAX_MESSAGE_CHARS
 

@@ -1,7 +1,7 @@
 """The stream of one turn: its frames in order, and the listeners that follow them. A slow listener delays nobody.
 
-Frames that a client may resume after (text, status, end) are counted by `seq`. Frames without a `seq` (start, domain,
-approval) are repeated only to clients that resume from the beginning; open approvals are repeated to all.
+Frames that a client may resume after (text, status, end) carry a `seq`. Frames without one (start, domain, approval)
+are repeated only to clients that resume from the beginning; open approvals are repeated to all.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from adiuva.devices.protocol import (
     StreamStatus,
 )
 
-# The seq that a client resumes after if it has seen nothing.
+# The seq that a client resumes after if it has seen no frame.
 FROM_START = -1
-# How deep a row may nest: it is inside a mutation, a list of mutations and the frame.
+# The greatest depth of a row: it is inside a mutation, a list of mutations and the frame.
 _MAX_ROW_DEPTH: Final = MAX_DEPTH - 3
 
 
@@ -44,7 +44,7 @@ class StreamFrame:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """A frame of ours, read back from the log or from another process."""
+        """Build a frame of ours from the log or from another process."""
         found = orjson.loads(text)
         return cls(None, text, found["type"], found.get("seq"))
 
@@ -83,7 +83,7 @@ class Listener(Protocol):
         ...
 
     def push(self, text: bytes) -> bool:
-        """Pass the text of a frame on at once. False if that is not possible: nothing was passed on."""
+        """Pass the text of a frame on at once. Returns False, without having passed it on, if that is not possible."""
         ...
 
 
@@ -152,8 +152,10 @@ class Stream:
     # Listeners
 
     def follow(self, listener: Listener, after: int | None = None) -> None:
-        """Send a listener the frames after seq `after` (None: all of them), and those to come. A listener that follows
-        already starts again from there."""
+        """Send a listener the frames after seq `after` (None: all of them), and those to come.
+
+        A listener that follows already starts again from there.
+        """
         position = 0 if after is None or after < 0 else self._after(after)
         if self.ended:  # the end is repeated to everybody
             position = min(position, len(self.entries) - 1)
@@ -176,7 +178,7 @@ class Stream:
             follower.stop()
 
     def release(self) -> list[Listener]:
-        """Stop sending to anybody. Returns who listened."""
+        """Stop sending to anybody. Returns the former listeners."""
         listeners = list(self._followers)
         for listener in listeners:
             self.unfollow(listener)
@@ -188,7 +190,7 @@ class Stream:
             await asyncio.wait(tasks)
 
     def _after(self, seq: int) -> int:
-        """The position of the first frame that a client has not seen if it has seen this seq."""
+        """Return the position of the first frame that a client has not seen if it has seen this seq."""
         for position in range(len(self.entries) - 1, -1, -1):
             found = self.entries[position].seq
             if found is not None and found <= seq:
@@ -218,7 +220,7 @@ def _id_only(mutation: Mutation) -> Mutation:
 def refusal_frames(
     request_id: str, code: str, *, floating: bool, after: int = FROM_START
 ) -> list[StreamFrame]:
-    """The frames that end a request that is not carried out, or that cannot be followed after this seq."""
+    """Return the frames that end a request that is not carried out, or that cannot be followed after this seq."""
     stream = Stream(request_id)
     if after < 0:
         if floating:
@@ -230,7 +232,7 @@ def refusal_frames(
 
 
 class _Follower:
-    """The task that sends a stream's frames to one listener. What the listener takes at once does not wake it."""
+    """The task that sends a stream's frames to one listener. It sleeps while the listener takes frames at once."""
 
     # Frames that are passed to the listener in one call.
     _MAX_FRAMES = 256
@@ -239,13 +241,14 @@ class _Follower:
         self._stream, self._listener = stream, listener
         self._position, self._first = position, first
         self._loop = asyncio.get_running_loop()
-        # Set while it waits for more frames.
+        # Set while the task waits for more frames.
         self._more: asyncio.Future[None] | None = None
         self.task = self._loop.create_task(self._run(), name="stream follower")
 
     def push(self, text: bytes) -> None:
-        """Pass on the text of the newest entry: at once if all before it was passed on and
-        the listener can take it, else by the task."""
+        """Pass on the text of the newest entry: at once if all before it were passed on and the listener can take it,
+        else by the task.
+        """
         waits = self._more is not None and not self._more.done()
         if waits and self._position == len(self._stream.entries) - 1 and self._listener.push(text):
             self._position += 1

@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 LOG_TTL_S: Final = 600
 _WRITE_INTERVAL_S: Final = 0.5
-# How often the log of a turn that has ended is tried to be written before it is given up.
+# The most attempts to write the log of a turn that has ended.
 _MAX_ATTEMPTS: Final = 60
 # A part starts with this many bytes, the number of frames before it.
 _COUNT_BYTES: Final = 4
@@ -53,8 +53,8 @@ def is_end(text: str) -> bool:
 class StreamRecording:
     """One turn's stream on its way into the log.
 
-    `head` is the request, kept with the first part. `mutations` returns what the turn has changed so far; it is kept as
-    it happens, since the end that lists it may never come. `saved` is called once the log has the whole stream.
+    `head` is the request, stored with the first part. `mutations` returns the turn's changes so far; they are stored as
+    they happen, since the end that lists them may never come. `saved` is called once the log has the whole stream.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class StreamRecording:
         self._written = self._frames = self._mutations = self._parts = 0
 
     def next_part(self) -> LogPart | None:
-        """Return what is not in the log yet; None if there is nothing."""
+        """Return the part that is not in the log yet; None if there is none."""
         new = self.stream.entries[self._written :]
         changed = () if self.stream.ended else self._changes()[self._mutations :]
         if not new and not changed:
@@ -204,7 +204,7 @@ class LoggedStream(NamedTuple):
 
 
 async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> LoggedStream | None:
-    """A turn's log; None if there is none any more. Raises ConnectionError if Redis is away."""
+    """Return a turn's log; None if there is none any more. Raises ConnectionError if Redis is away."""
     key = _key(user_id, request_id)
     try:
         found: list[bytes] = await async_redis("chat").lrange(key, 0, -1)  # type: ignore[misc]  # redis' stubs
@@ -226,7 +226,7 @@ async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> Lo
         known, changed = body.get("mutations", (len(mutations), ()))
         mutations[known:] = changed
         frames += body["frames"][len(frames) - place :]  # a part is repeated if Redis' answer was lost
-        if frames and is_end(frames[-1]):  # ignore what a process that was taken for dead still writes
+        if frames and is_end(frames[-1]):  # ignore later frames, by a process that was thought dead
             break
     if not frames and not mutations:
         return None
@@ -256,5 +256,5 @@ _writers = PerLoop(StreamLogWriter)
 
 
 def log_writer() -> StreamLogWriter:
-    """The running event loop's writer."""
+    """Return the running event loop's writer."""
     return _writers.get()

@@ -56,7 +56,7 @@ class RequestIdReused(Conflict):
 
 
 def find_turn(user_id: uuid.UUID, request_id: str) -> Turn:
-    """The row of a user's turn. Raises NotRunning if there is none."""
+    """Return the row of a user's turn. Raises NotRunning if there is none."""
     found = Turn.objects.of(user_id).filter(request_id=request_id).first()
     if found is None:
         raise NotRunning
@@ -64,8 +64,11 @@ def find_turn(user_id: uuid.UUID, request_id: str) -> Turn:
 
 
 async def replay(row: Turn, after: int, listener: Listener) -> None:
-    """Send a listener a turn's frames after seq `after` from the log. A turn whose row still says that it runs has lost
-    its process, and is ended. Raises StreamExpired if the log is gone, StillWaiting if it has not begun."""
+    """Send a listener a turn's frames after seq `after` from the log.
+
+    If the row still says that the turn runs, the turn has lost its process, and is ended. Raises StreamExpired if the
+    log is gone, StillWaiting if the turn has not begun.
+    """
     if row.ended_at is None and row.waiting_request is not None:
         raise StillWaiting
     cipher = await db.run(cipher_for, row.user_id)
@@ -113,7 +116,7 @@ def _finish_without_words(row: Turn) -> Literal["stop", "cancelled", "error"]:
 
 
 def _put_after(after: int, end: StreamFrame) -> StreamFrame:
-    """The end of a lost turn, numbered after all that the client has seen, which may be more than the log has."""
+    """Return the end of a lost turn, numbered after all that the client has seen: that may be more than the log has."""
     frame = end.frame
     if not isinstance(frame, StreamEnd) or frame.finish != "error" or end.seq is None or end.seq > after:
         return end
@@ -121,7 +124,7 @@ def _put_after(after: int, end: StreamFrame) -> StreamFrame:
 
 
 async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
-    """Raises RequestIdReused if this id was used for another message, as far as the log still knows."""
+    """Raise RequestIdReused if this id was used for another message, as far as the log still knows."""
     kept = await stream_log.read(
         user_id=row.user_id, request_id=row.request_id, cipher=await db.run(cipher_for, row.user_id)
     )
@@ -130,8 +133,10 @@ async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
 
 
 async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -> ChatRequest:
-    """The request that a message to a turn becomes: it joins the turn if that has not ended. Without a conversation,
-    for use once it has. Raises NotRunning."""
+    """Return the request that a message to a turn becomes: it joins the turn unless that has ended.
+
+    Without a conversation, use it only once the turn has ended. Raises NotRunning.
+    """
     row = await db.run(find_turn, user_id, request_id)
     if row.conversation_id is None:
         kept = await _read(row, await db.run(cipher_for, user_id))
@@ -151,7 +156,7 @@ async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -
 
 
 async def _read(row: Turn, cipher: UserCipher) -> stream_log.LoggedStream | None:
-    """A turn's log. If the turn has just ended, waits for the part that may still be on its way."""
+    """Return a turn's log. If the turn has just ended, wait for the part that may still be on its way."""
     while True:
         kept = await stream_log.read(user_id=row.user_id, request_id=row.request_id, cipher=cipher)
         if kept is not None and kept.frames and stream_log.is_end(kept.frames[-1]):

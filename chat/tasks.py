@@ -14,7 +14,7 @@ from chat.run_notes import TurnToTell
 
 @shared_task(name="chat.follow_up")
 def follow_up() -> None:
-    """Have ends of runs told that are due: in the conversations that they were started from, and of scheduled ones."""
+    """Have due ends of runs told: in the conversations that they were started from, and those of scheduled runs."""
     told = [*run_followups.follow_up_due(), *run_announcements.announce_due()]
     asyncio.run(_tell(run_notes.turns_to_tell(), told))
 
@@ -28,7 +28,7 @@ async def _tell(running: list[TurnToTell], told: list[tuple[UUID, run_followups.
 
 @shared_task(name="chat.sweep")
 def sweep() -> None:
-    """End turns that have lost their process, let others follow and tell what they were to tell; delete old ones."""
+    """End turns that have lost their process, let others follow and tell their ends of runs; delete old turns."""
     lost_turns.end_lost_turns()
     turn_queue.hand_over_stuck()
     run_notes.release_lost()

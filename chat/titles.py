@@ -18,7 +18,9 @@ _MARKUP = re.compile(r"[*_#`<>|]")
 
 
 def derive_title(message: str, answer: str) -> str:
-    """The message's first sentence, shortened. If the message is only a greeting, the answer's first sentence."""
+    """Return the message's first sentence, shortened. If the message is only a greeting, take the answer's first
+    sentence.
+    """
     message = message.strip()
     for text in (_GREETING.sub("", message[:_MAX_READ_CHARS]), answer, message):
         if line := _first_sentence(text.strip()[:_MAX_READ_CHARS]):
@@ -27,7 +29,7 @@ def derive_title(message: str, answer: str) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    """The first sentence with at least three letters or digits, without tags and markup; "" if there is none."""
+    """Return the first sentence with at least three letters or digits, without tags and markup; "" if there is none."""
     for line in _TAGS.sub(" ", text).splitlines():
         words = _without_markup(line).lstrip(" .,:;!?…-–—•)")
         if sum(map(str.isalnum, words)) < 3:

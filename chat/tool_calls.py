@@ -1,7 +1,7 @@
-"""An assistant's tools: what the model is told of them, and how its calls are carried out.
+"""An assistant's tools: their description for the model, and how its calls are carried out.
 
-What a model asks for is untrusted: if a tool does not exist, its arguments do not fit or it fails, the model is told so
-in words.
+A model's calls are untrusted: if a tool does not exist, its arguments do not fit or it fails, the model is told so in
+words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adiuva.core.logging import log_failure
 from chat.prompts import SystemPrompt, system_prompt
 from chat.turn_context import LimitReached, ToolInvocation, TurnContext
 
-# How long a cancelled turn waits for a write that is under way, so that it knows what happened.
+# How long a cancelled turn waits for writes that are under way, so that it knows what happened.
 _WRITE_GRACE_S: Final = 2.0
 _MAX_CALLS_PER_ANSWER: Final = 64
 _MAX_SAME_FAILURES: Final = 3
@@ -34,8 +34,7 @@ class Assistant:
     """A prompt and its tools, which are built once."""
 
     def __init__(self, prompt: str, tools: Sequence[BaseTool], unlisted: Sequence[BaseTool] = ()) -> None:
-        """`prompt`: its name. `unlisted`: tools that the model is not told of and
-        whose calls are carried out all the same."""
+        """`prompt`: its name. `unlisted`: tools that the model is not told of, but whose calls are carried out."""
         self._prompt = prompt
         self.tools = {tool.name: tool for tool in (*tools, *unlisted)}
         self._listed = ", ".join(tool.name for tool in tools)
@@ -49,16 +48,16 @@ class Assistant:
 
     @cached_property
     def without_tools(self) -> Assistant:
-        """The same assistant for an answer in which it can call none."""
+        """The same assistant, for an answer without tool calls."""
         return Assistant(self._prompt, ())
 
     @property
     def prompt(self) -> SystemPrompt:
-        """Made of the installation's secret, and so not when modules are imported."""
+        """The system prompt. It depends on the installation's secret, so it is not made when modules are imported."""
         return system_prompt(self._prompt)
 
     def call_problem(self, name: str, arguments: dict[str, Any]) -> str:
-        """Why a call cannot be carried out, in words for the model; "" if it can."""
+        """Return why a call cannot be carried out, in words for the model; "" if it can."""
         if name not in self.tools:
             return f"there is no such tool; there are {self._listed}"
         # LangChain would drop an unknown argument, and the model would believe that it had an effect.
@@ -66,9 +65,7 @@ class Assistant:
             known = ", ".join(self._arguments[name]) or "none"
             return f"there is no argument {', '.join(sorted(unknown))}; there are {known}"
         check = self._checks[name]
-        if isinstance(check, type) and issubclass(
-            check, BaseModel
-        ):  # else a JSON Schema, which the tool checks
+        if isinstance(check, type) and issubclass(check, BaseModel):  # else a JSON Schema: the tool checks it
             try:
                 check.model_validate(arguments)
             except ValidationError as error:
@@ -77,20 +74,19 @@ class Assistant:
 
 
 def _tool_schema(tool: BaseTool) -> dict[str, Any]:
-    """Return what a model reads of a tool, without defaults: they cost tokens,
-    and some chat templates break on null."""
+    """Return what a model reads of a tool, without defaults: they cost tokens, and break some chat templates."""
     schema = convert_to_openai_tool(tool)
     if "parameters" in schema["function"]:
         found = schema["function"]["parameters"]["properties"]
         for argument in found.values():
             argument.pop("default", None)
-        # A name that Python keeps for itself has an underscore behind it there.
+        # Parameters named like a Python keyword or builtin end in an underscore; the model sees them without it.
         schema["function"]["parameters"]["properties"] = {name.rstrip("_"): found[name] for name in found}
     return schema
 
 
 async def run_tool_calls(assistant: Assistant, answer: AIMessage, context: TurnContext) -> list[ToolMessage]:
-    """The result of each call, in order."""
+    """Return the result of each call, in order."""
     results: dict[str | None, ToolMessage] = {
         call["id"]: _failure_message(call["id"], call["error"] or "the arguments are not a JSON object")
         for call in answer.invalid_tool_calls
@@ -168,7 +164,7 @@ async def _run_tool(call: ToolInvocation, context: TurnContext, model_call: int)
             if not is_done:
                 span.fail("tool_failed")
             return result
-    finally:  # also what was cancelled or has ended the turn
+    finally:  # even if the call was cancelled or has ended the turn
         context.note_step(call, model_call=model_call, ok=is_done)
 
 

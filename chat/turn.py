@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 
 Finish = Literal["stop", "cancelled", "error", "limit"]
 
-# A turn that is still there so long after its deadline hangs: its lease is not renewed any more.
+# A turn that has not ended this long after its deadline hangs: its lease is no longer renewed.
 _END_WITHIN_S: Final = 60.0
 
 
@@ -62,9 +62,9 @@ class TurnHooks:
     """Callbacks of a turn into its registry.
 
     `announce` brings an approval request to the user's other devices. `saved` is called once the stream log holds all
-    of the turn, so that this process need not. `joined` is called with the messages of waiting turns that this turn's
-    model has read. `hand_over` begins who is next in the conversation. `send_notices` sends frames to the user's
-    devices with certain channels; without them, to all.
+    of the turn, so that this process need not. `joined` is called with messages of waiting turns that this turn's model
+    has read. `hand_over` begins the next turn in the conversation. `send_notices` sends frames to the user's devices
+    with certain channels, or else to all.
     """
 
     announce: Callable[[ApprovalRequest], Awaitable[None]]
@@ -76,10 +76,10 @@ class TurnHooks:
 
 # More than 15 methods: one of a few lines for each thing that the registry, tools and other processes ask of a turn.
 class LiveTurn:
-    """`start()` it, then listen to its `stream`. `ended` is set once the turn is over and stored.
+    """A running turn: `start()` it, then listen to its `stream`. `ended` is set once the turn is over and stored.
 
-    One that has to wait (`claimed.queued`) says so in its stream at once, and is started with `begin()`. `has_come_up`
-    is set once it waits here no longer: it was begun, has ended, or another process cares for it.
+    A turn that has to wait (`claimed.queued`) says so in its stream at once, and is started with `begin()`.
+    `has_come_up` is set once it no longer waits here: it was begun, has ended, or another process cares for it.
     """
 
     def __init__(self, request: ChatRequest, claimed: ClaimedTurn, hooks: TurnHooks) -> None:
@@ -154,23 +154,23 @@ class LiveTurn:
 
     @property
     def waits(self) -> bool:
-        """True if it waits for its time, or for being begun."""
+        """True if the turn waits for its time, or for being begun."""
         return self._started_at is None and not self.ended.is_set()
 
     def begin(self, claimed: ClaimedTurn) -> None:
-        """Its time has come. `claimed` tells what was said meanwhile."""
+        """Begin, because the turn's time has come. `claimed` tells what was said meanwhile."""
         self.claimed = self.output.claimed = claimed
         self._answer = self._new_answer()
         self.start()
 
     def end_waiting(self, finish: Finish, code: str) -> None:
-        """It has ended without having begun: it was cancelled, or has joined the turn before it."""
+        """End without having begun: the turn was cancelled, or has joined the turn before it."""
         self.finish, self.code = finish, code
         self._send_end()
         self.has_come_up.set()
 
     def give_away(self) -> list[Listener]:
-        """Another process cares for it now. Returns who listened."""
+        """Stop caring for the turn, because another process does. Returns the former listeners."""
         log_writer().discard(self._recording)
         self.finish, self.code = (
             "error",
@@ -181,7 +181,7 @@ class LiveTurn:
         self._steers.close()
         return self.stream.release()
 
-    # ── What clients and the registry ask of a running turn ─────────────────────────────────────────────
+    # ── Requests of clients and the registry to a running turn ──────────────────────────────────────────────
 
     def stop(self) -> None:
         """End the turn in order because its process is about to exit."""
@@ -198,7 +198,7 @@ class LiveTurn:
 
     @property
     def hangs(self) -> bool:
-        """True if it should have ended long ago."""
+        """True if the turn should have ended long ago."""
         if self._started_at is None or self.ended.is_set():
             return False
         most = float(settings.CHAT["turn_deadline_s"]) + _END_WITHIN_S
@@ -212,10 +212,9 @@ class LiveTurn:
             self._send_end()
 
     async def steer(self, message: str) -> bool:
-        """Add a message for the model of a turn without a conversation. True once it has read it; False if the turn
-        `ended` before.
+        """Add a message for the model of a turn without a conversation.
 
-        Raises TooManySteers.
+        Returns True once the model has read it; False if the turn `ended` before. Raises TooManySteers.
         """
         if self._ending or self._cancelled:
             await self.ended.wait()
@@ -223,26 +222,29 @@ class LiveTurn:
         return await self._steers.add(message)
 
     def runs_have_ended(self) -> None:
-        """The ends of runs are due in its chat: it tells them, unless it follows up others."""
+        """Note that ends of runs are due in the turn's chat: it tells them, unless it follows up others."""
         if self.request.origin is None:
             self._notes.is_due = True
 
     def message_coming(self) -> AbstractContextManager[None]:
-        """While a message to this turn is stored: it is waited for before the model's next call."""
+        """Announce that a message to this turn is being stored: the model's next call waits for it."""
         return self._steers.coming()
 
     def user_has_spoken(self) -> None:
-        """Something waits in the conversation: this turn reads it if it was said to it,
-        and waits no longer for runs of agents."""
+        """Note that a message waits in the conversation: the turn reads it if it is addressed to it, and stops waiting
+        for runs of agents.
+        """
         self._steers.look_again()
 
     def decide(self, approval_id: str, approved: bool) -> bool:
-        """Answer an approval request. False if this turn does not wait for it."""
+        """Answer an approval request. Returns False if this turn does not wait for it."""
         return self._answer.decide(approval_id, approved)
 
     def follow_up(self, message: str) -> ChatRequest:
-        """The request that a message to this turn becomes, which waits and joins the turn if it has not ended. Without
-        a conversation, for use once it has."""
+        """Return the request that a message to this turn becomes, which waits and joins the turn unless it has ended.
+
+        Without a conversation, use it only once the turn has ended.
+        """
         request = self.request
         if request.origin is not None:  # the app's words are not the user's
             request = replace(request, origin=None, context="", memory=True)
@@ -257,13 +259,13 @@ class LiveTurn:
                 busy="enqueue" if joins is None else "steer",
                 joins=joins,
             )
-        asked = [HistoryMessage(role="user", content=text) for text in (request.message, *self._steers.read)]
+        said = [HistoryMessage(role="user", content=text) for text in (request.message, *self._steers.read)]
         answer = HistoryMessage(role="assistant", content=self.output.text)
         return replace(
             request,
             request_id=uuid.uuid4().hex,
             message=message,
-            history=(*request.history, *asked, answer),
+            history=(*request.history, *said, answer),
         )
 
     # ── Run ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -329,8 +331,9 @@ class LiveTurn:
         self._is_stored(saved.end, followers)
 
     def _is_stored(self, end: StoredEnd, told: Collection[str] = ()) -> None:
-        """Begin who is next, and tell the devices that have not got the answer as a stream;
-        `told`: the channels of those that have."""
+        """Begin the next turn, and tell devices that have not got the answer as a stream. `told`: the channels of those
+        that have.
+        """
         if end.next is not None:
             self._hooks.hand_over(end.next)
         if end.seq is not None and (channels := frozenset(end.channels).difference(told)):
@@ -396,7 +399,7 @@ class LiveTurn:
 
     @property
     def retry_at(self) -> dt.datetime | None:
-        """When there is money for models again, if it ended because there is none."""
+        """When there is money for models again, if the turn ended for lack of it."""
         return self._answer.renews_at if self.code == llm.BudgetSpent.code else None
 
     @property

@@ -1,7 +1,7 @@
 """Messages between processes about running turns.
 
-Each process that runs turns has a channel, which the rows of its turns name. Requests about a turn go to the channel of
-its owner; what it answers goes to the channel of the socket that asked.
+Each process that runs turns has a channel, which the rows of its turns name. Requests about a turn go to its owner's
+channel; the owner answers on the channel of the socket that asked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from adiuva.core.channel_layer import INTERRUPTED, Message
 from adiuva.core.errors import AdiuvaError, packed
 from chat.stream import StreamFrame
 
-# A listener's frames are sent this often while Redis is away, at this interval; then the listener is given up.
+# The number of attempts to send a listener's frames while Redis is away, and their interval; then the listener is given
+# up.
 _SEND_ATTEMPTS: Final = 20
 _RETRY_S: Final = 0.25
 
@@ -40,7 +41,7 @@ class TurnBus:
         self._opening = asyncio.Lock()
 
     async def open(self) -> str:
-        """The channel on which other processes reach this one's turns; "" while Redis is away, when none can."""
+        """Return the channel on which other processes reach this one's turns; "" while Redis is away and none can."""
         async with self._opening:
             if not self.channel:
                 try:
@@ -64,7 +65,7 @@ class TurnBus:
             raise
 
     def _arrived(self, message: Message) -> None:
-        if message is not INTERRUPTED:  # a process whose message was lost sends it again
+        if message is not INTERRUPTED:  # the processes repeat messages that were lost
             self._tasks.spawn(self._handle(message), "turn bus message")
 
 
@@ -88,25 +89,25 @@ class ChannelListener:
 
 
 def stream_over_message(request_id: str) -> Message:
-    """For a socket of another process: this process no longer has the turn, since it has ended."""
+    """Tell a socket of another process that this process no longer has the turn, since it has ended."""
     return {"type": "stream_over", "request": request_id}
 
 
 def steer_late_message(request_id: str, message: str) -> Message:
-    """For a socket of another process: the turn ended before it could take the message."""
+    """Tell a socket of another process that the turn ended before it could take the message."""
     return {"type": "steer_late", "request": request_id, "message": message}
 
 
 def refused_message(error: AdiuvaError, ref: str) -> Message:
-    """For a socket of another process: what it asked for was refused."""
+    """Tell a socket of another process that its request was refused."""
     return {"type": "refused", "code": error.code, "message": packed(error.message), "ref": ref}
 
 
 def turn_started_message(text: str, request_id: str) -> Message:
-    """For any socket: send this frame to the client, and follow the turn that it is about."""
+    """Tell any socket to send this frame to the client, and to follow the turn that it is about."""
     return {"type": "turn_started", "text": text, "request": request_id}
 
 
 def notice_message(text: str) -> Message:
-    """For any socket: send this frame to the client."""
+    """Tell any socket to send this frame to the client."""
     return {"type": "notice", "text": text}

@@ -33,7 +33,7 @@ class TurnRecord:
     changes: Sequence[RecordedChange] = ()
 
     def by_row(self, cipher: UserCipher) -> list[RowChange]:
-        """One change for each row, in the order of their last ones."""
+        """Return one change for each row, in the order of their last changes."""
         found: dict[tuple[str, str], RowChange] = {}
         for change in self.changes:
             key = change.table, change.id
@@ -53,7 +53,7 @@ class TurnRecord:
 
 
 def _merged(older: RowChange | None, change: RecordedChange) -> Data | None:
-    """The values that the row had before the turn."""
+    """Return the values that the row had before the turn."""
     if change.action == "insert" or (older is not None and older.action == "insert"):
         return None
     if change.before is None or (older is not None and older.before is None):

@@ -1,4 +1,4 @@
-"""The claim on a request: its row, the user's message, and what the turn's first model call needs."""
+"""The claim on a request: its row, the user's message, and the data for the turn's first model call."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class AlreadyClaimed(Conflict):
         self.turn = turn
 
 
-# One round trip: who the user is, the claim, and the conversation with its first message (`message`), if the request
-# starts one. The lock on the account holds off its deletion until we are done, or waits for it. A conversation that
-# exists (`continued`) is locked before its turns: all who change which of them runs or waits do so in this order.
-# There is no row of `claimed` if the request id is taken, or if another turn of the conversation runs.
+# One round trip: the user, the claim, and the conversation with its first message (`message`), if the request starts
+# one. The lock on the account holds off its deletion until the end, or waits for it. An existing conversation
+# (`continued`) is locked before its turns, as whenever the running and waiting ones change. `claimed` has no row if the
+# request id is taken, or if another turn of the conversation runs.
 _CLAIM_SQL: Final = """
 WITH owner AS (SELECT id, timezone, locale, tier FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
 continued AS (
@@ -108,7 +108,7 @@ def claim_turn(*, request: ChatRequest, owner: str, prompt_version: str) -> Clai
     else:
         claimed = claim(None)
         claimed.history = [ChatMessage(message.role, message.content) for message in request.history]
-        # What its earlier turns read is not stored.
+        # It is not stored what the client's earlier turns read.
         claimed.has_foreign = any(message.role == "assistant" for message in request.history)
     return claimed
 
@@ -194,9 +194,9 @@ class BegunTurn(NamedTuple):
 
 @transaction.atomic
 def begin_turn(*, turn_id: uuid.UUID, user_id: uuid.UUID, owner: str) -> BegunTurn | None:
-    """Begin a turn that was handed over, for `owner`: store its message, and read what it needs.
+    """Begin a turn that was handed over, for `owner`: store its message, and read the data that it needs.
 
-    None if it was begun or ended by others. Raises NoSuchUser.
+    Returns None if others have begun or ended it. Raises NoSuchUser.
     """
     cipher = cipher_for(user_id)
     to_begin = Turn.objects.to_begin().filter(pk=turn_id, user_id=user_id)
@@ -234,7 +234,7 @@ def begin_turn(*, turn_id: uuid.UUID, user_id: uuid.UUID, owner: str) -> BegunTu
 
 
 def adopt_turn(*, row: Turn, owner: str) -> BegunTurn | None:
-    """Care for a waiting turn whose process is gone, without beginning it. None if it does not wait any more."""
+    """Care for a waiting turn whose process is gone, without beginning it. Returns None if it no longer waits."""
     if not turn_queue.adopt(row=row, owner=owner):
         return None
     cipher = cipher_for(row.user_id)
@@ -263,7 +263,7 @@ def _continue_conversation(claimed: ClaimedTurn, request: ChatRequest, conversat
 
 
 def _read_conversation(claimed: ClaimedTurn, conversation_id: uuid.UUID) -> None:
-    """Read the history for a turn that nobody's message began: none is stored. The conversation is locked."""
+    """Read the history for a turn that no user's message began, and store none. The conversation is locked."""
     row = Conversation.objects.get(pk=conversation_id)
     claimed.seq, claimed.summary_upto, claimed.memory = row.message_count, row.summary_upto, False
     claimed.has_private, claimed.has_foreign = row.has_private, row.has_foreign
@@ -283,7 +283,7 @@ def _read_history(claimed: ClaimedTurn, conversation_id: uuid.UUID, after: int, 
 def _close_lost_turn(
     claimed: ClaimedTurn, request: ChatRequest, state: ConversationState
 ) -> ConversationState | None:
-    """Put an answer below the message of a turn that was lost without one, so that the roles go by turns."""
+    """Add an answer to the message of a turn that was lost without one, so that the roles alternate."""
     assert claimed.conversation_id is not None
     said = turn_queue.take_joined(
         user_id=request.user_id, conversation_id=claimed.conversation_id, cipher=claimed.cipher

@@ -56,19 +56,15 @@ async def _allow_all(calls: Sequence[ToolInvocation]) -> dict[str, str]:
 
 @dataclass
 class TurnContext:
-    """State shared by all model calls of a turn, those of its sub-agents included.
+    """State shared by all model calls of a turn, including those of its sub-agents.
 
-    `tool_config`: what tools find in their config.
-    `authorize`: called before tools run; returns by call id why a call may not run.
-    `on_tool_start`: called for each call that runs.
-    `resolve`: the tool and the arguments that a call means, with ids for aliases. Raises ToolException.
-    `failed_calls`: how often the same call has failed.
-    `conclude_at`: the loop's time at which no more tools are waited for, so that there is time for an answer.
-    `has_changed`: whether a call that writes has succeeded.
-    `budget`: what fits the model's context window.
-    `usage`, `model_calls`, `tool_calls`: counted so far. `steps`: what was called, for people.
-    `stand_ins`: the models that answered in place of `model`.
-    `lacks_tools`: whether an answer was given without tools, because the endpoint takes none.
+    `tool_config`: what tools find in their config. `authorize`: called before tools run; returns by call id why a call
+    may not run. `on_tool_start`: called for each call that runs. `resolve`: returns the tool and the arguments that a
+    call means, with ids for aliases; raises ToolException. `failed_calls`: how often the same call has failed.
+    `conclude_at`: the loop's time at which the turn stops waiting for tools, so that there is time for an answer.
+    `has_changed`: whether a call that writes has succeeded. `budget`: what fits the model's context window. `usage`,
+    `model_calls`, `tool_calls`: counted so far. `steps`: the calls, for people. `stand_ins`: the models that answered
+    in place of `model`. `lacks_tools`: whether an answer was given without tools, because the endpoint takes none.
     """
 
     model: llm.ChatModel

@@ -23,7 +23,7 @@ async def cancel(turns: TurnRegistry, user_id: uuid.UUID, request_id: str) -> No
     """Cancel a turn. Raises NotRunning."""
     turn = await turns.find((user_id, request_id))
     if turn is not None and not turn.waits:
-        if turn.ended.is_set():  # it is only still here because its log is being written
+        if turn.ended.is_set():  # it is only here until its log is written
             raise NotRunning
         turn.cancel()
         return
@@ -40,10 +40,10 @@ async def cancel(turns: TurnRegistry, user_id: uuid.UUID, request_id: str) -> No
 async def steer(
     turns: TurnRegistry, user_id: uuid.UUID, request_id: str, message: str, *, reply: str
 ) -> ChatRequest | None:
-    """The request that a message to a turn becomes, for the caller to open: it joins the turn if that runs.
+    """Return the request that a message to a turn becomes, for the caller to open: it joins the turn if that runs.
 
-    Without a conversation nothing is kept, so a running turn is given the message itself, and None returned. One of
-    another process answers on the channel `reply` if it has ended or takes no more.
+    Without a conversation nothing is stored, so a running turn of this process gets the message itself, and None is
+    returned. A turn of another process answers on the channel `reply` if it has ended or takes no more.
 
     Raises NotRunning, Invalid or TooManySteers.
     """
@@ -79,8 +79,11 @@ async def _finish_steering(
 async def decide(
     turns: TurnRegistry, user_id: uuid.UUID, approval: str, approved: bool, *, reply: str
 ) -> None:
-    """Answer an approval_request of any of the user's turns. If a turn of another process no longer waits for it,
-    that process says so on the channel `reply`. Raises ApprovalOver."""
+    """Answer an approval_request of any of the user's turns.
+
+    If a turn of another process no longer waits for it, that process says so on the channel `reply`. Raises
+    ApprovalOver.
+    """
     if turns.decide_here(user_id, approval, approved):
         return
     owner = await approval_routing.find_owner(user_id, approval)

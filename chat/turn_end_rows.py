@@ -1,4 +1,4 @@
-"""The statements that end a turn: its row, what it cost, its answer, and what the memory reads of it."""
+"""The statements that end a turn: its row, its cost, its answer, and the exchange for the memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from chat.request import ChatRequest
 from chat.turn_queue import Ended, and_hand_over, read_end
 from memory import exchanges
 
-# The turn's end, behind what it used, and before the first that waits in its conversation.
+# Ends the turn, after its use of models is stored and before the first waiting turn of its conversation is begun.
 _ENDED_SQL: Final = f"""
 UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), {leases.REVOKE_SQL},
     model = %(model)s, input_tokens = %(input_tokens)s, cached_tokens = %(cached_tokens)s,
@@ -29,7 +29,7 @@ UPDATE chat_turn SET state = %(state)s, code = %(code)s, ended_at = now(), {leas
 FROM spender
 WHERE chat_turn.id = %(turn)s AND user_id = spender.id AND fence = %(fence)s AND state = 'running'
 RETURNING conversation_id
-"""  # noqa: S608  # of our own texts
+"""  # noqa: S608  # built from our own texts
 _END_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_SQL)
 _END_AND_SETTLE_SQL: Final = and_hand_over(_ENDED_SQL, after=usage.USED_AND_PAID_SQL)
 
@@ -40,9 +40,9 @@ SELECT conversation.id FROM chat_conversation AS conversation JOIN account ON co
 WHERE conversation.id = %(id)s FOR NO KEY UPDATE OF conversation
 """
 
-# The same with the answer in its conversation, which is locked, and what the memory is to read of it: all of that is
-# stored, or nothing, if the turn was lost meanwhile or the answer's place is taken. Behind the account and the
-# conversation the turn is locked, then what its money comes from, as others do.
+# The same with the answer in its conversation, which is locked, and the exchange for the memory. All of that is stored,
+# or nothing, if the turn was lost meanwhile or the answer's place is taken. The turn is locked after the account and
+# the conversation, then the sources of its money, in the order of all others.
 _ANSWERED_SQL: Final = f"""
 account AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
 place AS (
@@ -63,7 +63,7 @@ _ANSWER_END_AND_SETTLE_SQL: Final = and_hand_over(
     _ENDED_SQL, after=f"{_ANSWERED_SQL}, {usage.USE_AND_PAY_SQL}"
 )
 
-# What a turn that was lost has cost and changed all the same. Its end stays.
+# Adds the cost and changes of a turn that was thought lost. Its end stays.
 _ADD_LATE_END_SQL: Final = """
 UPDATE chat_turn SET model = %(model)s, input_tokens = %(input_tokens)s, cached_tokens = %(cached_tokens)s,
     output_tokens = %(output_tokens)s, cost_micro = %(cost_micro)s, model_calls = %(model_calls)s,
@@ -74,8 +74,9 @@ WHERE id = %(turn)s
 
 
 def end_row(user_id: uuid.UUID, claimed: ClaimedTurn, result: TurnOutcome) -> Ended:
-    """End the turn's row and settle what it cost. It is not ended here if it was lost meanwhile, or deleted with its
-    account."""
+    """End the turn's row and settle its cost. It is not ended here if it was lost meanwhile, or deleted with its
+    account.
+    """
     statement, values = _end_values(user_id, claimed, result)
     with prepared_cursor() as cursor:
         cursor.execute(statement, values)
@@ -91,10 +92,10 @@ def answer_and_end(
     title: str | None,
     exchange: Mapping[str, Any] | None,
 ) -> Ended:
-    """End the turn's row and store its answer, whose place is the next one in its conversation. Not ended: nothing is
-    stored, because the turn was lost, or its place is taken.
+    """End the turn's row and store its answer, whose place is the next one in its conversation.
 
-    `exchange`: what the memory is to read, as the parameters of exchanges.exchange_values.
+    If the turn was lost or its place is taken, nothing is stored, and it is not ended. `exchange`: what the memory is
+    to read, as the parameters of exchanges.exchange_values.
     """
     message = PlacedMessage((claimed.seq or 0) + 1, Message.Role.ASSISTANT, body)
     statement, ended = _end_values(request.user_id, claimed, result, with_answer=True)
@@ -110,8 +111,8 @@ def answer_and_end(
         **(exchanges.exchange_values(**exchange) if exchange is not None else exchanges.NO_EXCHANGE),
         **ended,
     }
-    # A statement sees what was committed before it began. If it waited for the lock itself, it would overlook who came
-    # to wait in the conversation meanwhile.
+    # A statement sees what was committed before it began. If it waited for the lock itself, it would overlook turns
+    # that came to wait in the conversation meanwhile.
     with transaction.atomic(), prepared_cursor() as cursor:
         cursor.execute(_LOCK_SQL, values)
         cursor.execute(statement, values)
@@ -121,7 +122,7 @@ def answer_and_end(
 def _end_values(
     user_id: uuid.UUID, claimed: ClaimedTurn, result: TurnOutcome, *, with_answer: bool = False
 ) -> tuple[str, dict[str, Any]]:
-    """The statement that ends the turn's row, and its parameters."""
+    """Return the statement that ends the turn's row, and its parameters."""
     if isinstance(meter := result.meter, BudgetedMeter):
         statement = _ANSWER_END_AND_SETTLE_SQL if with_answer else _END_AND_SETTLE_SQL
         used = usage.settled_values(meter, result.uses, is_over=True)

@@ -1,4 +1,4 @@
-"""A turn's end in the database: its row, its answer, what an undo needs, and what the memory reads."""
+"""A turn's end in the database: its row, its answer, the data for an undo, and the exchange for the memory."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ log = structlog.get_logger(__name__)
 
 
 class StoredEnd(NamedTuple):
-    """`next`: the waiting turn of the conversation that may begin now. `seq`: the answer's place in the conversation;
-    None if it has none. `channels`: of the user's devices that are to hear of it."""
+    """A turn's end as stored.
+
+    `next`: the waiting turn of the conversation that may begin now. `seq`: the answer's place in the conversation; None
+    if it has none. `channels`: those of the user's devices that are to hear of it.
+    """
 
     next: HandedOver | None = None
     seq: int | None = None
@@ -46,21 +49,21 @@ UPDATE chat_turn SET state = 'error', code = %(code)s, ended_at = now(), {leases
     waiting_request = NULL
 WHERE id = %(turn)s AND fence = %(fence)s AND owner = %(owner)s AND state = 'running'
     AND (lease_until < now() OR NOT %(only_over)s) RETURNING conversation_id
-""")  # noqa: S608  # of our own texts
+""")  # noqa: S608  # built from our own texts
 
 
 def finish_turn(
     *, request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, is_again: bool = False
 ) -> StoredEnd:
-    """Store a turn's end and its answer, and hand the exchange to memory where that is on. Returns who is next.
+    """Store a turn's end and its answer, and hand the exchange to memory where that is on.
 
-    `is_again`: it failed before, but what it wrote then may have been committed all the same.
+    `is_again`: a former attempt failed, but its writes may have been committed all the same.
 
-    A turn that was lost meanwhile keeps that end. Its answer goes where it belongs if nothing was said after it in its
-    conversation; else it stays out of the history, whose order it would break, and is kept in the turn's row.
+    A turn that was lost meanwhile keeps that end. If nothing was said after it in its conversation, its answer goes
+    where it belongs; else it would break the order of the history, and the turn's row keeps it.
     """
     if is_again and Turn.objects.filter(pk=claimed.turn_id, is_stored=True).exists():
-        if claimed.conversation_id is None:  # whose exchange is written after its end
+        if claimed.conversation_id is None:  # its exchange is written after its end
             _remember(request, claimed, result)
         return StoredEnd()
     try:
@@ -73,8 +76,9 @@ def finish_turn(
 
 
 def _channels_to_tell(request: ChatRequest) -> Collection[str]:
-    """Return the channels of the devices that are to hear of an answer: those to which a turn that nobody's message
-    began was announced. What they miss they find in the conversation."""
+    """Return the channels of the devices that are to hear of an answer: those that were told of a turn that no user's
+    message began. They find what they miss in the conversation.
+    """
     if request.origin is not None:
         return ()
     try:
@@ -111,7 +115,7 @@ class _ConversationWentOn(Exception):
 
 
 def _store_late_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> None:
-    """Store an end whose answer is kept out of the history, and so out of the memory."""
+    """Store an end whose answer stays out of the history, and so out of the memory."""
     with transaction.atomic():
         add_late_end(
             claimed, result, {**_answer_body(result), "steered": [said.text for said in result.steered]}
@@ -125,7 +129,7 @@ def _store_late_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutc
 
 
 def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> StoredEnd:
-    """Raises _ConversationWentOn, with nothing stored."""
+    """Store a turn's end and its answer. Raises _ConversationWentOn, with nothing stored."""
     if claimed.conversation_id is None:
         # One statement needs no transaction around it, and most turns change nothing.
         is_more = _has_changes(result) or result.may_hold_runs
@@ -167,7 +171,7 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
         end = end_row(request.user_id, claimed, result)
         if not end.ended:
             # The lock on the conversation makes this certain: nobody can say something between here and the commit.
-            # What a lost turn was to tell of runs is told by another.
+            # Another turn tells the runs that a lost turn was to tell.
             if state is not None and (state.seq != expected or request.origin is not None):
                 raise _ConversationWentOn
             add_late_end(claimed, result)
@@ -181,7 +185,7 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
 
 
 def _is_only_an_answer(request: ChatRequest, result: TurnOutcome) -> bool:
-    """Return whether a turn has done nothing else that is to be stored in the conversation or beside it."""
+    """Return whether the turn has nothing but its answer to store in the conversation or beside it."""
     is_more = result.steered or result.may_hold_runs or result.notes.is_due or _has_changes(result)
     return request.origin is None and not is_more
 
@@ -197,8 +201,11 @@ def _remember(
 def _exchange(
     request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, *, has_private: bool
 ) -> dict[str, Any] | None:
-    """Return what memory is to read of the turn; None if it is off. `has_private`: whether anything in the conversation
-    was not to be remembered, which is known from the claim on: nothing else is said there while the turn runs."""
+    """Return the exchange that memory is to read of the turn; None if memory is off.
+
+    `has_private`: whether anything in the conversation was not to be remembered. The claim knows that: nothing else is
+    said there while the turn runs.
+    """
     if not (request.memory and claimed.memory and result.text.strip()):
         return None
     return {
@@ -214,15 +221,18 @@ def _exchange(
 
 
 def _has_to_tell(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> bool:
-    """Return whether a turn that follows up runs has an answer, and nobody has told the same meanwhile."""
+    """Return whether a turn that follows up runs has an answer, and no other has told the same meanwhile."""
     assert claimed.conversation_id is not None
     lock(request.user_id, claimed.conversation_id)
     return _follows_up(result) and run_watches.holds(claimed.turn_id)
 
 
 def _store_untold(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) -> HandedOver | None:
-    """Nobody has asked for it, so the conversation, which is locked, need not show that it failed: it is tried again if
-    there is still something to tell."""
+    """Store the end of a follow-up that has nothing to tell; the conversation is locked.
+
+    Nobody has asked for the turn, so the conversation need not show that it failed. It is tried again if there is still
+    something to tell.
+    """
     end = end_row(request.user_id, claimed, result)
     if not end.ended:
         add_late_end(claimed, result)
@@ -245,7 +255,7 @@ def _answer_to_keep(claimed: ClaimedTurn, result: TurnOutcome) -> str:
 
 
 def _answer_body(result: TurnOutcome, places: Sequence[int | None] = ()) -> dict[str, Any]:
-    """`places`: where in the conversation is what was said meanwhile."""
+    """Return the answer's message. `places`: the places in the conversation of what the user said meanwhile."""
     body: dict[str, Any] = {"text": result.text, "finish": result.state}
     said = [
         {"kind": "said", "call": each.call, "seq": seq, "at": each.at.isoformat()}
@@ -278,13 +288,12 @@ def _store_changes(claimed: ClaimedTurn, result: TurnOutcome) -> None:
 
 
 def _follows_up(result: TurnOutcome) -> bool:
-    """Return whether a turn that follows up runs needs no other after it: it tells
-    of them, or the user has cancelled it."""
+    """Return whether a turn that follows up runs needs no successor: it tells of them, or the user has cancelled it."""
     return result.tells_runs or result.state == Turn.State.CANCELLED
 
 
 def _told(result: TurnOutcome) -> dict[str, Collection[uuid.UUID]]:
-    """Return the watches that a turn was given and told, and the runs that it heard of from its tools."""
+    """Return the watches that a turn was given and told, and the runs that its tools told it of."""
     return {
         "told": result.notes.told if result.code != CONTENT_FILTER else (),
         "runs": result.heard_runs if result.tells_runs else (),
@@ -292,7 +301,7 @@ def _told(result: TurnOutcome) -> dict[str, Collection[uuid.UUID]]:
 
 
 def _settle_late(claimed: ClaimedTurn, result: TurnOutcome) -> None:
-    """Mark as told what was told by a turn that was thought lost, so that no other turn tells it."""
+    """Mark as told what a turn that was thought lost has told, so that no other turn tells it."""
     if any((told := _told(result)).values()):
         run_watches.settle_late(claimed.turn_id, claimed.conversation_id, **told)
 
@@ -303,5 +312,5 @@ def _settle_heard_runs(request: ChatRequest, claimed: ClaimedTurn, result: TurnO
         return
     if result.may_hold_runs:
         run_watches.settle_told(claimed.turn_id, **_told(result))
-    if result.notes.is_due:  # the hint came too late for it
+    if result.notes.is_due:  # the hint came too late for this turn
         enqueue_on_commit("chat.follow_up")

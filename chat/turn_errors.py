@@ -1,4 +1,4 @@
-"""Errors of requests and turns, and how they are told to clients."""
+"""Errors of requests and turns, and how clients are told of them."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class ServerFault(AdiuvaError):
 
 
 def refusal_of(request: ChatRequest, code: str, after: int = FROM_START) -> list[StreamFrame]:
-    """The frames that end a request with an error code, for a client that has seen frames up to `after`."""
+    """Return the frames that end a request with an error code, for a client that has seen frames up to `after`."""
     return refusal_frames(
         request.request_id, code, floating=request.kind == AssistantKind.FLOATING, after=after
     )
 
 
 def as_client_error(error: Exception) -> AdiuvaError:
-    """The error that a client is told. An unexpected one is logged with its frames and reported as ServerFault."""
+    """Return the error for the client. An unexpected one is logged with its frames and reported as ServerFault."""
     if (unavailable := as_unavailable(error)) is not None:
         log_failure("request.failed", error, logger=log, level="warning")
         return unavailable
-    if isinstance(error, DatabaseError | OSError):  # also what the channel layer raises
+    if isinstance(error, DatabaseError | OSError):  # the channel layer raises them too
         log_failure("request.failed", error, logger=log, level="warning")
         return Unavailable("try again in a moment")
     if isinstance(error, AdiuvaError):

@@ -1,6 +1,6 @@
 """Produces a turn's answer: loads what is known of the user and the device, and runs the model to its last word.
 
-chat.turn around it is what clients reach; this is what the model sees and does.
+Clients reach chat.turn around it; this is what the model sees and does.
 """
 
 from __future__ import annotations
@@ -76,21 +76,21 @@ _MOST_S_OF_FOLLOW_UP: Final = 120.0
 
 
 def _last_answer_s(deadline_s: float) -> float:
-    """Return how much of a turn's time is kept for an answer: then no more tools are waited for."""
+    """Return how much of a turn's time is kept for an answer: then the turn stops waiting for tools."""
     return min(30.0, deadline_s / 5)
 
 
 def domain_of(request: ChatRequest) -> Domain | None:
-    """The domain of a floating request that is about one row."""
+    """Return the domain of a floating request that is about one row."""
     table = SCOPE_TABLES.get(request.scope.type) if request.scope is not None else None
     return DOMAINS[table] if table else None
 
 
 # More than 15 methods: the hooks of the agent loop and what the end says all act on the same state.
 class TurnAnswer:
-    """`work()` it to the answer; then `conclude()` says what the model has left out. The rest tells what happened.
+    """A turn's answer: `work()` produces it; then `conclude()` says what the model has left out.
 
-    `mutations`: what it has changed on the device so far. `foreign`: the texts that it has read and that the user did
+    `mutations`: the turn's changes on the device so far. `foreign`: the texts that it has read and that the user did
     not write. `notices`: what was said below the answer, or would have been again. `has_answered`: whether the user was
     shown an answer since the last tool was called.
     """
@@ -107,8 +107,9 @@ class TurnAnswer:
         announce: Callable[[ApprovalRequest], Awaitable[None]],
         send_notices: Callable[[Sequence[RunEnded]], None],
     ) -> None:
-        """`announce` shows a question for the user's yes on their other devices too. `send_notices` sends those devices
-        that take such frames the runs that have ended."""
+        """`announce` shows a question for the user's yes on their other devices too. `send_notices` sends the ended
+        runs to devices that take such frames.
+        """
         self.request, self.claimed = request, claimed
         self.stream, self.output = stream, output
         self.meter = budgets.meter_for(
@@ -141,8 +142,8 @@ class TurnAnswer:
     # ── The work ────────────────────────────────────────────────────────────────────────────────────────
 
     async def work(self) -> None:
-        """Raises LimitReached, and what ends a turn with an error."""
-        translation.activate(language_of(self.claimed.locale))  # of this task, and of those it starts
+        """Work out the answer. Raises LimitReached, and any error that ends a turn."""
+        translation.activate(language_of(self.claimed.locale))  # for this task, and those that it starts
         deadline_s = settings.CHAT["turn_deadline_s"]
         if self.request.origin is not None:
             deadline_s = min(deadline_s, _MOST_S_OF_FOLLOW_UP)
@@ -152,7 +153,7 @@ class TurnAnswer:
             with llm.counting_into(self.meter):
                 async with deadline:
                     await self._answer()
-        except llm.BudgetSpent as spent:  # before the model was asked for an answer
+        except llm.BudgetSpent as spent:  # even before the model's first answer
             raise LimitReached(spent.code) from None
         except TimeoutError:
             if not deadline.expired():
@@ -263,13 +264,13 @@ class TurnAnswer:
         return self._agent_work
 
     def _all_user_words(self) -> UserWords:
-        """Return what the user has said in this conversation, as far as it is known here."""
+        """Return the user's words in this conversation, as far as they are known here."""
         said = [message.text for message in self.claimed.history if message.role == "user"]
         said += [message.content for message in self.request.history if message.role == "user"]
         return UserWords([*said, *self.request.words])
 
     def _user_words(self, memory: MemoryContext) -> UserWords:
-        """Return what the user has said in this turn; if it has read nothing foreign itself, in this conversation."""
+        """Return the user's words in this turn; if it has read nothing foreign itself, those in the conversation."""
         said = [*self.request.words, *self._steers.given]
         history = [] if self.foreign else self.claimed.history
         said += [message.text for message in history if message.role == "user"]
@@ -283,7 +284,7 @@ class TurnAnswer:
         )
 
     async def _take_granted_calls(self, memory: MemoryContext) -> list[DeferredCall]:
-        """The deferred calls that this message says yes to. Any message discards what was deferred before it."""
+        """Return the deferred calls that this message says yes to. Any message discards those deferred before it."""
         request = self.request
         if request.origin is not None or self.claimed.seq == 1:  # it begins its conversation
             return []
@@ -305,7 +306,7 @@ class TurnAnswer:
 
     @property
     def _chat_key(self) -> str:
-        """Names the chat as well as the server knows it: the conversation, else the device and what it shows."""
+        """Name the chat as well as the server knows it: the conversation, else the device and what it shows."""
         if self.claimed.conversation_id is not None:
             return str(self.claimed.conversation_id)
         request, scope = self.request, self.request.scope
@@ -333,7 +334,7 @@ class TurnAnswer:
         return self._steers.take()
 
     async def _take_notes(self) -> list[str]:
-        """Return what the model is to tell of runs that have ended. Titles that it quotes are nobody's words."""
+        """Return the notes on ended runs that the model is to tell. Titles that they quote count as nobody's words."""
         assert self._agent_work is not None
         self._agent_work.give_results()
         if not self._notes.is_due:
@@ -347,7 +348,7 @@ class TurnAnswer:
         return [note.text]
 
     def decide(self, approval_id: str, approved: bool) -> bool:
-        """Answer an approval request. False if this turn does not wait for it."""
+        """Answer an approval request. Returns False if this turn does not wait for it."""
         if self._approvals is None or not self._approvals.decide(approval_id, approved):
             return False
         self.stream.open.pop(approval_id, None)
@@ -371,7 +372,7 @@ class TurnAnswer:
             await self._ask_for_deferred_calls()
 
     def _say_what_is_left(self, meter: BudgetedMeter, code: str) -> None:
-        """When a new month begins, if this one's money is used up; once a month, that little is left."""
+        """Say when a new month begins, if this one's money is used up; or, once a month, that little is left."""
         when = date_format(meter.renews_at, "MONTH_DAY_FORMAT") if meter.renews_at is not None else ""
         if code == "budget_spent":
             said = gettext("It is renewed on {date}; a larger plan goes on at once.")
@@ -386,7 +387,7 @@ class TurnAnswer:
             self.output.append_paragraph(approvals.refusal_text(refused))
 
     def _say_what_goes_on(self) -> None:
-        """A turn that is cancelled while it waits for a run does not stop the run."""
+        """Say which runs go on: a turn that is cancelled while it waits for a run does not stop it."""
         for name in self._agent_work.waiting_for.values() if self._agent_work is not None else ():
             said = gettext("The agent “{name}” goes on. You will be told here when it has ended.")
             self.output.append_paragraph(said.format(name=quotable(name)))
@@ -415,13 +416,13 @@ class TurnAnswer:
             )
 
     def _notify(self, notice: Notice, text: str, *, once: bool = False) -> None:
-        """`once`: the sentence is not said again in a conversation that has it."""
+        """Show a notice below the answer. `once`: not again in a conversation that has it."""
         self.notices.append(notice)
         if not (once and any(text in said.text for said in self.claimed.history)):
             self.output.append_paragraph(text)
 
     def _say_what_was_not_done(self) -> None:
-        """Put right, below the answer, a claim of a change that was asked for and of which nothing has happened."""
+        """Correct, below the answer, a claim of a change that the user asked for and that was not made."""
         context, approvals, memory = self._context, self._approvals, self._memory
         if context is None or approvals is None or memory is None or context.has_changed:
             return
@@ -432,7 +433,7 @@ class TurnAnswer:
             self._notify("nothing_changed", gettext("Please note: nothing was created, changed or deleted."))
 
     async def _ask_for_deferred_calls(self) -> None:
-        """Ask, below the answer, for the yes that the model's calls need. A yes counts for exactly what was shown."""
+        """Ask, below the answer, for the yes that the model's calls need. A yes counts for exactly the calls shown."""
         if self._approvals is None or not (deferred := self._approvals.deferred):
             return
         self.output.append_paragraph(deferred_calls.question_text(deferred, self._approvals.left_out))
@@ -448,7 +449,7 @@ class TurnAnswer:
 
     @property
     def usage(self) -> Usage:
-        """All that it asked of models, also what was cancelled or broke off."""
+        """All use of models, even by calls that were cancelled or broke off."""
         used = usage.total(self.meter.uses())
         return Usage(
             input_tokens=used.input_tokens,
@@ -462,7 +463,7 @@ class TurnAnswer:
 
     @property
     def renews_at(self) -> datetime | None:
-        """When the user's month of money for models begins anew, if anything limits it."""
+        """When the user's next month of money for models begins, if there is a limit."""
         return self.meter.renews_at if isinstance(self.meter, BudgetedMeter) else None
 
     @property
@@ -475,12 +476,12 @@ class TurnAnswer:
 
     @property
     def heard_runs(self) -> frozenset[uuid.UUID]:
-        """The runs of agents of which the model was told how they ended."""
+        """The runs of agents whose end the model was told."""
         return frozenset(self._agent_work.heard_runs if self._agent_work is not None else ())
 
     @property
     def may_hold_runs(self) -> bool:
-        """True if the turn has asked for watches of runs to tell, so that it may hold some."""
+        """True if the turn has looked for watches of runs to tell, so that it may hold some."""
         return self._notes.has_looked or bool(self._agent_work and self._agent_work.asked_runs)
 
     def record(self) -> TurnRecord | None:

@@ -16,7 +16,7 @@ from chat.models import Turn
 
 log = structlog.get_logger(__name__)
 
-# After a failure: while the database is away, leases run out, and they are to be renewed before the sweep comes.
+# The interval after a failure: leases run out while the database is away, and should be renewed before the sweep comes.
 _RETRY_S: Final = 1.0
 
 

@@ -1,4 +1,4 @@
-"""Assembles the messages of a turn's first model call: system prompt, history, what is true of this turn, request."""
+"""Assembles the messages of a turn's first model call: system prompt, history, the turn prompt, and the request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from chat.tools import formatting
 from chat.untrusted_text import is_row_id
 
 MAX_SCOPE_CHARS: Final = 20_000
-# These do not apply to what the client sends (bounded by its frame) or to recalled memories (bounded by the memory).
+# Not reached by what the client sends (bounded by its frame) or recalled memories (bounded by the memory).
 _MAX_CONTEXT_CHARS: Final = 1_000_000
 _MAX_MEMORY_CHARS: Final = 1_000_000
 _MAX_EARLIER_CHANGES: Final = 20
@@ -46,7 +46,9 @@ def first_messages(
     confirmed: list[str],
     budget: ContextBudget,
 ) -> list[BaseMessage]:
-    """`scope` is from `describe_scope`, `memory` what was recalled, `confirmed` the calls that the user said yes to."""
+    """Return the messages. `scope` is from `describe_scope`, `memory` what was recalled, `confirmed` the calls that the
+    user said yes to.
+    """
     turn = turn_prompt(
         now=session.now,
         locale=claimed.locale,
@@ -68,12 +70,12 @@ def first_messages(
 
 @cache
 def _system_message(text: str) -> SystemMessage:
-    """Of one of the prompts, which are few. Nobody changes a message."""
+    """Return the message of a prompt. There are few, and nobody changes a message."""
     return SystemMessage(text)
 
 
 def _within(text: str | None, most: int) -> str | None:
-    """The text as far as it fits, whole lines of it if they are short."""
+    """Return as much of the text as fits, in whole lines if they are short."""
     if text is None or len(text) <= most:
         return text
     return f"{text[:most].rpartition(chr(10))[0] or text[:most]}\n(More did not fit.)"
@@ -82,7 +84,7 @@ def _within(text: str | None, most: int) -> str | None:
 async def describe_scope(
     scope: Scope | None, session: DeviceSession, *, most_chars: int = MAX_SCOPE_CHARS
 ) -> str | None:
-    """Return what a floating request is about, in words for the model; reads the row from the device."""
+    """Describe what a floating request is about, in words for the model; reads the row from the device."""
     if scope is None:
         return None
     table = SCOPE_TABLES.get(scope.type)
@@ -113,7 +115,7 @@ def _context(summary: str, client_context: str) -> str | None:
 
 
 def _earlier_changes(claimed: ClaimedTurn, session: DeviceSession) -> list[str]:
-    """Return what earlier turns of the conversation changed, so that the model understands "undo that"."""
+    """Return the changes of the conversation's earlier turns, so that the model understands "undo that"."""
     changes = [
         f"{mutation.action} in {mutation.table}: {_identifying_fields(mutation, session)}"
         for message in claimed.history

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 _MAX_CHARS: Final = 200_000
 
-# Guesses the domain of a floating request about the whole workspace, if its answer begins before any tool was called.
+# Guesses the domain of a floating request about the whole workspace if its answer begins before any tool was called.
 _DOMAIN_WORDS: Final[tuple[tuple[re.Pattern[str], Domain], ...]] = (
     (re.compile(r"\b(?:notes?|notiz\w*|appunt\w*)\b", re.IGNORECASE), "notes"),
     (re.compile(r"\b(?:timelines?|milestones?|meilenstein\w*|scadenz\w*)\b", re.IGNORECASE), "timelines"),
@@ -58,7 +58,7 @@ class TurnOutput:
         self._texts: list[str] = []
         self._chars = 0
         self._started = self._between = False
-        self._has_words = False  # whether the answer that the model is giving has shown more than blanks
+        self._has_words = False  # whether the current answer has shown more than blanks
         self._label = ""
 
     @property
@@ -107,7 +107,7 @@ class TurnOutput:
         )
 
     def _id_of(self, alias: str) -> str | None:
-        """The id of a row that the model names by its alias."""
+        """Return the id of a row that the model names by its alias."""
         found = self._session.aliases.find(alias) if self._session is not None else None
         return found[1] if found else None
 
@@ -115,7 +115,7 @@ class TurnOutput:
         return word in self._own_words or (self._session is not None and self._session.has_recent_word(word))
 
     def start(self, domain: Domain | None = None) -> None:
-        """Announce, once, that the answer begins; of a floating request, its domain first."""
+        """Announce, once, that the answer begins; for a floating request, its domain first."""
         if self._started:
             return
         self._started = True
@@ -130,7 +130,7 @@ class TurnOutput:
         )
 
     def write(self, text: str) -> None:
-        """Raises LimitReached if the answer grows too long."""
+        """Show text of the model's. Raises LimitReached if the answer grows too long."""
         if self._sanitizer is None:
             self._sanitizer = Sanitizer(
                 _leak_patterns(),
@@ -177,7 +177,7 @@ class TurnOutput:
         self._stream.write(text)
 
     def status(self, label: str) -> None:
-        """Show the user what is being done, unless that is shown already."""
+        """Show the user the current activity, unless that is shown already."""
         if label and self._started and label != self._label:
             self._label = label
             self._stream.status(label)

@@ -1,12 +1,12 @@
 """The turns that wait for those before them in their conversation, in the database.
 
-One turn of a conversation runs at a time (a partial unique index on chat_turn says so). A request that comes meanwhile
-waits in its row, sealed, so that it outlives the process that took it. Whatever ends a turn hands over to the first
-that waits, in the same statement (`and_hand_over`), so that none overtakes it and there is never a time when some wait
-and none runs. A turn that was handed over is to be begun (chat.turn_claims.begin_turn) by its process within five
-seconds; after that, any process may. Its message joins the conversation when it begins.
+One turn of a conversation runs at a time, as a partial unique index on chat_turn ensures. A request that comes
+meanwhile waits in its row, sealed, so that it outlives the process that took it. The statement that ends a turn also
+hands over to the first that waits (`and_hand_over`), so that none overtakes it and there is never a time when some wait
+and none runs. A turn that was handed over is begun by its process within five seconds (chat.turn_claims.begin_turn);
+after that, any process may begin it. Its message joins the conversation when it begins.
 
-All changes of who waits and who runs are made under the lock of the conversation's row.
+Whatever changes who waits and who runs holds the lock of the conversation's row.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from chat.models import AssistantKind, Turn
 from chat.request import ChatRequest, RunEnds
 
 MAX_WAITING: Final = 8
-# The most messages to a running turn that its model has not read yet. They count besides the turns that wait.
+# The most messages to a running turn that its model has not read yet. They do not count as waiting turns.
 MAX_UNREAD: Final = 16
-# The code of a request that ended because the turn that ran has read it.
+# The code of a request that ended because the running turn has read it.
 JOINED: Final = "joined"
-# A turn that nobody could begin for so long is given up.
+# A turn that nobody could begin for this long is given up.
 GIVE_UP: Final = dt.timedelta(minutes=10)
 _NOT_SEALED: Final = frozenset(
     {"user_id", "request_id", "kind", "conversation_id", "scope", "history", "device_id", "origin", "joins"}
@@ -75,8 +75,9 @@ class HandedOver(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The result of ending a turn: whether it ended just now, or had ended already;
-    and who is next in its conversation."""
+    """The result of ending a turn: whether it ended just now, or had ended already; and the next turn in its
+    conversation.
+    """
 
     ended: bool
     next: HandedOver | None
@@ -105,10 +106,10 @@ FROM (VALUES (true)) AS once LEFT JOIN handed_over ON true
 
 
 def and_hand_over(ended: str, *, after: str = "") -> str:
-    """A statement that ends turns, with RETURNING conversation_id, and hands over to the first that waits there.
+    """Return a statement that ends turns, with RETURNING conversation_id, and hands over to the first that waits there.
 
-    It is carried out in this order, since the second part reads what the first returns; so the index that allows one
-    running turn finds the ended one gone. `after`: common table expressions before it. Read its row with `read_end`.
+    The second part reads what the first returns, so they run in this order: the index that allows one running turn
+    finds the ended one gone. `after`: common table expressions before it. Read its row with `read_end`.
     """
     return f"WITH {after}{', ' if after else ''}ended AS ({ended}), {_HAND_OVER_SQL}"
 
@@ -169,7 +170,7 @@ def running_in(conversation_id: uuid.UUID) -> RunningTurn | None:
 
 
 def read_request(cipher: UserCipher, row: Turn) -> ChatRequest:
-    """The request of a turn that waits, or that is to begin."""
+    """Return the request of a turn that waits, or that is to begin."""
     body = Turn.waiting_request.unseal_from(cipher, row)
     scope, device, origin = body.pop("scope"), body.pop("device_id"), body.pop("origin", None)
     body.pop("heard", None)
@@ -197,23 +198,21 @@ def _body_of(request: ChatRequest) -> dict[str, Any]:
 
 @transaction.atomic
 def cancel(*, turn: Turn) -> bool:
-    """Take a waiting turn out. False if it does not wait any more."""
+    """Take a waiting turn out of the queue. Returns False if it no longer waits."""
     if turn.conversation_id is None or not lock(turn.user_id, turn.conversation_id):
         return False
     ended = {"state": Turn.State.CANCELLED, "ended_at": Now(), "queue_no": None, "waiting_request": None}
     if not Turn.objects.waiting().filter(pk=turn.pk).update(**ended):
         return False
-    run_watches.settle(
-        turn.pk, told=True
-    )  # the user does not want to hear of the runs that it was to tell of
+    run_watches.settle(turn.pk, told=True)  # the user does not want to hear of its runs either
     return True
 
 
-# ── What was said to a turn that runs ───────────────────────────────────────────────────────────────────
+# ── Messages to a running turn ──────────────────────────────────────────────────────────────────────────
 
 
 def said_to(*, claimed: ClaimedTurn) -> list[Steered]:
-    """Return what waits to be read by a turn, in the order in which it was said."""
+    """Return the messages that wait to be read by a turn, in the order in which the user sent them."""
     assert claimed.conversation_id is not None
     rows = Turn.objects.waiting().filter(conversation_id=claimed.conversation_id, joins=claimed.turn_id)
     rows = rows.order_by("queue_no")
@@ -222,11 +221,10 @@ def said_to(*, claimed: ClaimedTurn) -> list[Steered]:
 
 @transaction.atomic
 def join(*, steered: Sequence[Steered]) -> list[Turn]:
-    """End the waiting turns whose messages the model of another, all of one conversation, has read. Returns the rows
-    of those that were still waiting.
+    """End the waiting turns of one conversation whose messages the model of another turn has read.
 
-    They keep what was said, when and in which call it was read, until the other turn stores it: what was read must not
-    be lost with the process.
+    Returns the rows of those that were still waiting. They keep the message, when and in which call it was read, until
+    the other turn stores it: a message that was read must not be lost with the process.
     """
     heard = {said.turn_id: said for said in steered}
     waiting = Turn.objects.waiting().filter(pk__in=[key for key in heard if key is not None])
@@ -244,7 +242,7 @@ def join(*, steered: Sequence[Steered]) -> list[Turn]:
 
 
 def close_joined(steered: Iterable[Steered]) -> None:
-    """End the requests that a turn has read, with the turn: their messages are stored now. Conversation is locked."""
+    """End, with a turn, the requests that it has read: their messages are stored now. The conversation is locked."""
     turns = [said.turn_id for said in steered if said.turn_id is not None]
     if not turns:
         return
@@ -255,8 +253,7 @@ def close_joined(steered: Iterable[Steered]) -> None:
 
 
 def take_joined(*, user_id: uuid.UUID, conversation_id: uuid.UUID, cipher: UserCipher) -> list[Steered]:
-    """Take what was said to a turn that was lost before it could store it. The
-    conversation is locked, and none runs."""
+    """Take the messages to a turn that was lost before it could store them. The conversation is locked; none runs."""
     rows = Turn.objects.of(user_id).filter(conversation_id=conversation_id, code=JOINED)
     rows = rows.exclude(waiting_request=None).order_by("ended_at", "started_at")
     bodies = [Turn.waiting_request.unseal_from(cipher, row) for row in rows]
@@ -264,22 +261,22 @@ def take_joined(*, user_id: uuid.UUID, conversation_id: uuid.UUID, cipher: UserC
     return [Steered.read(body["message"], body.get("heard")) for body in bodies]
 
 
-# ── Whose process is gone ───────────────────────────────────────────────────────────────────────────────
+# ── Turns whose process is gone ─────────────────────────────────────────────────────────────────────────
 
 
 def adopt(*, row: Turn, owner: str) -> bool:
-    """Let another process care for a waiting turn whose own is gone. False if it no longer waits there."""
+    """Let another process care for a waiting turn whose own is gone. Returns False if it no longer waits there."""
     return bool(Turn.objects.waiting().filter(pk=row.pk, owner=row.owner).update(owner=owner))
 
 
 def rows_of(turn_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Turn]:
-    """The rows of turns by their ids, without what is sealed in them."""
+    """Return the rows of turns by their ids, without their sealed texts."""
     found = Turn.objects.filter(pk__in=turn_ids).defer("foreign", "late_answer")
     return {row.pk: row for row in found}
 
 
 def find_abandoned(most: int) -> list[HandedOver]:
-    """Turns that were handed over and that no process has begun in time."""
+    """Return turns that were handed over and that no process has begun in time."""
     rows = Turn.objects.to_begin().filter(leases.is_over()).order_by("lease_until")
     return [HandedOver(*row) for row in rows.values_list("pk", "user_id", "request_id", "owner")[:most]]
 
@@ -298,7 +295,7 @@ def hand_over_idle(conversation_id: uuid.UUID) -> HandedOver | None:
 
 
 def hand_over_stuck() -> list[HandedOver]:
-    """Hand over where some wait and none runs. That takes a row that was deleted by hand, or with another's account."""
+    """Hand over where some wait and none runs. That happens if a row was deleted by hand, or with another's account."""
     running = Turn.objects.running().filter(conversation_id=OuterRef("conversation_id"))
     stuck = (
         Turn.objects.waiting().exclude(Exists(running)).values_list("user_id", "conversation_id").distinct()
@@ -312,5 +309,5 @@ def hand_over_stuck() -> list[HandedOver]:
 
 
 def read_end(row: tuple[Any, ...]) -> Ended:
-    """Return what a statement made by `and_hand_over` has returned."""
+    """Read the row that a statement made by `and_hand_over` has returned."""
     return Ended(row[0], HandedOver(*row[1:]) if row[1] is not None else None)

@@ -61,7 +61,7 @@ from chat.turn_errors import (
 )
 from chat.turn_leases import TurnLeases
 
-# How long listeners may take to receive the end of a turn that could not be stored before the process stops.
+# How long listeners may take, before the process stops, to receive the end of a turn that could not be stored.
 _SEND_ENDS_S: Final = 1.0
 
 log = structlog.get_logger(__name__)
@@ -115,8 +115,10 @@ class TurnRegistry:
             )
 
     async def _say_to_turn(self, request: ChatRequest, listener: Listener) -> None:
-        """Carry out a request that was said to a running turn. The listener follows it only if that turn ends before
-        its model has read it. Raises what `start` does."""
+        """Carry out a request that is addressed to a running turn.
+
+        The listener follows it only if that turn ends before its model has read it. Raises what `start` does.
+        """
         here = next((turn for turn in self._turns.values() if turn.claimed.turn_id == request.joins), None)
         with here.message_coming() if here is not None else nullcontext():
             turn = await self.start(request)
@@ -136,7 +138,7 @@ class TurnRegistry:
         await self._follow(user_id, request_id, listener, Seen(after))
 
     async def _follow(self, user_id: uuid.UUID, request_id: str, listener: Listener, seen: Seen) -> None:
-        """Send a listener what it has not seen yet. Returns as `open` does; `seen` is kept up to date."""
+        """Send a listener the frames that it has not seen yet. Returns as `open` does; `seen` is kept up to date."""
         while True:
             remote = None
             try:
@@ -172,7 +174,7 @@ class TurnRegistry:
         return None
 
     async def find_or_start(self, request: ChatRequest) -> LiveTurn:
-        """This process's turn for a request, started if need be. Raises what `start` does, and RequestIdReused."""
+        """Return this process's turn for a request, started if need be. Raises RequestIdReused, and as `start` does."""
         if (turn := await self.find(request.key)) is None:
             return await self.start(request)
         if turn.request.message != request.message:
@@ -180,13 +182,13 @@ class TurnRegistry:
         return turn
 
     async def find(self, key: tuple[uuid.UUID, str]) -> LiveTurn | None:
-        """This process's turn of a user and request id. Waits for one that is being started."""
+        """Return this process's turn of a user and request id. Waits for one that is being started."""
         while (starting := self._starting.get(key)) is not None:
             await starting.wait()
         return self._turns.get(key)
 
     def here(self, key: tuple[uuid.UUID, str]) -> LiveTurn | None:
-        """The same without waiting."""
+        """Return what `find` does, without waiting."""
         return self._turns.get(key)
 
     async def start(self, request: ChatRequest) -> LiveTurn:
@@ -225,7 +227,7 @@ class TurnRegistry:
 
     @asynccontextmanager
     async def starting(self, key: tuple[uuid.UUID, str]) -> AsyncIterator[None]:
-        """While a turn's row is written: who looks for the turn waits, and so does who would write the row as well."""
+        """Hold off, while a turn's row is written, all who look for the turn or want to write the row as well."""
         while (other := self._starting.get(key)) is not None:
             await other.wait()
         self._starting[key] = asyncio.Event()
@@ -235,7 +237,7 @@ class TurnRegistry:
             self._starting.pop(key).set()
 
     def add(self, request: ChatRequest, claimed: ClaimedTurn) -> LiveTurn:
-        """Care for a turn from now on, and let it be found."""
+        """Start caring for a turn, and let it be found."""
         hooks = TurnHooks(
             announce=partial(self._announce, request),
             saved=partial(self._forget, request),
@@ -270,7 +272,7 @@ class TurnRegistry:
         if await approval_routing.remember_owner(request.user_id, question.id, self._bus.channel):
             self._tasks.spawn(approval_routing.ask_other_devices(request, question), "ask other devices")
 
-    # What waiting turns need
+    # For waiting turns
 
     @property
     def channel(self) -> str:
@@ -285,11 +287,11 @@ class TurnRegistry:
         return await self._bus.open()
 
     async def tell(self, owner: str, kind: str, user_id: uuid.UUID, **fields: Any) -> bool:
-        """Tell another process. False if it is gone. Raises ConnectionError."""
+        """Tell another process. Returns False if it is gone. Raises ConnectionError."""
         return await self._bus.send(owner, kind, user_id, **fields)
 
     def move_away(self, turn: LiveTurn) -> None:
-        """Another process has a turn that waited here: those who listened follow it there."""
+        """Let the listeners of a turn that waited here follow it in another process, which has it now."""
         self._forget(turn.request)
         for listener in turn.give_away():
             if not isinstance(listener, ChannelListener):  # a socket of another process looks for it itself
@@ -350,7 +352,7 @@ class TurnRegistry:
 
 
 def _claim(request: ChatRequest, owner: str) -> ClaimedTurn:
-    """Claim a request and, if it can begin, recall what its model is told, in one visit to the database."""
+    """Claim a request and, if it can begin, recall memories for it, in one visit to the database."""
     version = supervisor(request.kind, None).prompt.version
     claimed = turn_claims.claim_turn(request=request, owner=owner, prompt_version=version)
     if not claimed.queued:
@@ -359,7 +361,7 @@ def _claim(request: ChatRequest, owner: str) -> ClaimedTurn:
 
 
 def check_length(message: str) -> None:
-    """Raises Invalid."""
+    """Raise Invalid if the message is too long or empty."""
     if not message.strip() or len(message) > MAX_MESSAGE_CHARS:
         raise Invalid(
             Text("a message has 1 to {most} characters", most=MAX_MESSAGE_CHARS),
@@ -371,5 +373,5 @@ _registries = PerLoop(TurnRegistry)
 
 
 def registry() -> TurnRegistry:
-    """The running event loop's registry."""
+    """Return the running event loop's registry."""
     return _registries.get()

@@ -28,7 +28,7 @@ _retries: dict[asyncio.Task[None], ClaimedTurn] = {}
 
 
 class Saved(NamedTuple):
-    """`code`: of the error that the turn then ends with, or ""."""
+    """`code`: that of the error with which the turn then ends, or ""."""
 
     code: str = ""
     end: StoredEnd = StoredEnd()
@@ -37,7 +37,7 @@ class Saved(NamedTuple):
 async def save(
     request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome, *, later: Callable[[StoredEnd], None]
 ) -> Saved:
-    """Store the result; never raises. `later` is called once it is stored if that was possible only later."""
+    """Store the result; never raises. `later` is called once it is stored, if that was possible only later."""
     finish = partial(turn_ends.finish_turn, request=request, claimed=claimed, result=result)
     try:
         return Saved(end=await db.run(finish))
@@ -54,7 +54,7 @@ async def save(
 
 
 def unsaved() -> list[ClaimedTurn]:
-    """Turns of this process that are over, and whose results wait to be stored."""
+    """Return turns of this process that are over and whose results wait to be stored."""
     return list(_retries.values())
 
 

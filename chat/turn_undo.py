@@ -1,4 +1,4 @@
-"""Undo a turn: take back on the device what it inserted, updated and deleted, and then what it did to the memory."""
+"""Undo a turn: take back on the device what it inserted, updated and deleted, and then its changes to the memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class UndoInProgress(Conflict):
 class TurnUndoResult:
     """`undone`: how many rows are as they were before the turn, in all.
 
-    `memory`: what this call took back in the user's memory. Nothing before the device's part is complete.
+    `memory`: what this call took back in the user's memory; nothing, before the device's part is complete.
     """
 
     undone: int
@@ -59,7 +59,7 @@ class TurnUndoResult:
 
 
 class TurnUndoStopped(AdiuvaError):
-    """The device disconnected or does not answer. The error body says what was taken back until then."""
+    """The device disconnected or does not answer. The error body says how much was taken back until then."""
 
     def __init__(self, cause: AdiuvaError, result: TurnUndoResult) -> None:
         words = Text(
@@ -104,7 +104,7 @@ async def undo(*, user_id: uuid.UUID, request_id: str) -> TurnUndoResult:
 
 
 def _take_back_memory(user_id: uuid.UUID, request_id: str) -> TakenBack:
-    """Undo what the memory learnt from the turn. What it has not read of it yet, it will not read."""
+    """Undo what the memory learnt from the turn, and keep it from reading the rest."""
     turn = _turn(user_id, request_id)
     if turn.conversation_id is None:
         return take_back(user_id=user_id, kind=SourceKind.REQUEST, source_id=turn.pk)
@@ -127,7 +127,7 @@ def _turn(user_id: uuid.UUID, request_id: str) -> Turn:
 
 
 def _device_of(user_id: uuid.UUID, request_id: str) -> uuid.UUID | None:
-    """The device that the turn has changed; None if it changed nothing."""
+    """Return the device that the turn has changed; None if it changed nothing."""
     turn = _turn(user_id, request_id)
     return turn.changes.device if hasattr(turn, "changes") else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# A title is shown to the model up to this length.
+# The most characters of a title that the model is shown.
 MAX_TITLE_CHARS: Final = 200
 # Ids are written between brackets and commas, and clients look for them between tags.
 _ROW_ID = re.compile(r"[^\s\[\]<>,\"]{1,200}")
@@ -17,19 +17,19 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _QUOTATION_MARKS = re.compile('["“”„‟«»‹›‚‘’‛`´❝❞＂]')
 _MARKS = re.compile(r"[*<>\[\]\\|~#]|(?<!\w)_|_(?!\w)|(?<=\])\(")
 _JOINERS = re.compile("[\u200c\u200d]")
-# What a row's alias looks like in the texts that the model gets.
+# The form of a row's alias in the texts that the model gets.
 _ID_MARKER = re.compile(r"\[\s*(?:id\b|[a-z]\s*\d)", re.IGNORECASE)
 
 
 def one_line(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
-    """A text from the user's data on one line, so that it cannot pose as another line, or as a row's id."""
+    """Return a text from the user's data on one line, so that it cannot pose as another line, or as a row's id."""
     if not isinstance(text, str):
         return ""
     if (
         len(text) <= max_chars and text.isprintable()
         and "[" not in text and "  " not in text and text[:1] != " " and text[-1:] != " "
     ):  # fmt: skip
-        return text  # as most are
+        return text  # most texts need no change
     text = text[: 4 * max_chars]
     if not text.isprintable():
         text = _CONTROL.sub(" ", _INVISIBLE.sub("", text))
@@ -40,9 +40,10 @@ def one_line(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
 
 
 def quotable(text: object, max_chars: int = MAX_TITLE_CHARS) -> str:
-    """A text for a question of ours, between quotation marks: it can neither end them nor format what stands around.
+    """Return a text that can stand in quotation marks in a question of ours: it can neither end them nor format what is
+    around.
 
-    Marks of quotation become apostrophes, and what Markdown or HTML could read as a mark is left out.
+    Quotation marks become apostrophes, and characters that Markdown or HTML could read as markup are left out.
     """
     return " ".join(_MARKS.sub("", _QUOTATION_MARKS.sub("'", one_line(text, max_chars))).split())
 

@@ -1,7 +1,7 @@
 """Checks that the user's own words ask for a change that the model wants to make.
 
-After a turn has read text that the user did not write, the model may act for that text. So what it then writes must be
-found in the user's words: that something is to be written, the row that is meant, and each value. It is a comparison of
+After a turn has read text that the user did not write, the model may act for that text. So whatever it then writes must
+be found in the user's words: the wish to write something, the row that is meant, and each value. The check compares
 words and knows some languages; where it does not understand, the answer is no, and the user is asked.
 """
 
@@ -16,7 +16,7 @@ import orjson
 
 # The share of a text's words that the user must have said.
 _MIN_SHARE: Final = 0.7
-# Words that start alike are taken for forms of one: "invoices" and "invoice".
+# Words with the same beginning count as forms of one: "invoices" and "invoice".
 _STEM_CHARS: Final = 5
 _WORD = re.compile(r"[^\W_]+")
 _FILLERS: Final[frozenset[str]] = frozenset(
@@ -64,7 +64,7 @@ _DAY_WORDS: Final[tuple[str, ...]] = tuple(
     viernes sabado domingo semana mes dia amanha segunda terca quarta
     """.split()  # noqa: SIM905  # readable as a paragraph
 )
-# For agents: to run one, and to stop one.
+# First letters of words that ask to run an agent, and to stop one.
 _RUN_WORDS: Final[tuple[str, ...]] = tuple(
     """
     run start launch trigger execut ausfuhr fuhr lauf lanc lanz demarr tourn avvi esegu arranc ejecut
@@ -95,8 +95,8 @@ _POLITE: Final = frozenset(
 )
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+|\n")
 _AGENT_WORDS: Final[tuple[str, ...]] = ("agent", "agente", "agenti")
-# What people say to and of agents, also where they call them by name alone or "it". It decides what a model is
-# offered: a word too many costs tokens, one too few a detour.
+# Words that people use to and about agents, even where they call them by name alone or "it". They decide what a model
+# is offered: a word too many costs tokens, one too few a detour.
 _WORDS_ABOUT_AGENTS: Final[tuple[str, ...]] = tuple(
     """
     agent run start stop find found schedul every daily hourly weekday inbox mail folder gmail outlook teams
@@ -121,7 +121,7 @@ class UserWords:
 
     @property
     def want_change(self) -> bool:
-        """True if they ask for any change, or agree to one."""
+        """True if the words ask for any change, or agree to one."""
         return self._agreed or self._has_start_of(_WISHES)
 
     @property
@@ -129,10 +129,10 @@ class UserWords:
         return self._has_start_of(_WORDS_ABOUT_AGENTS)
 
     def ask_for(self, title: str | None, values: Mapping[str, Any], named: Sequence[str] = ()) -> bool:
-        """Return whether they ask for a write.
+        """Return whether the words ask for a write.
 
-        `title`: of the row that is changed; None for a new row, and for one that the user is looking at. `values`: the
-        call's arguments, without the row's id. `named`: the titles of rows that `values` refer to.
+        `title`: that of the row that is changed; None for a new row, and for one that the user is looking at. `values`:
+        the call's arguments, without the row's id. `named`: the titles of rows that `values` refer to.
         """
         if not self.want_change:
             return False
@@ -141,20 +141,19 @@ class UserWords:
         return all(self._ask_for_value(name, value, named) for name, value in values.items() if value)
 
     def want_run(self, name: str, *, misled: bool, is_only: bool) -> bool:
-        """Return whether they ask to run an agent, by name or otherwise.
+        """Return whether the words ask to run an agent, by name or otherwise.
 
         `misled`: a text of others may want it, so the name alone is not enough, nor a word for running alone, nor one
-        in a question such as "when did it last run?".
-        `is_only`: the user has no other agent that could be meant.
+        in a question such as "when did it last run?". `is_only`: the user has no other agent that could be meant.
         """
         return self._want_with_agent(_RUN_WORDS, name, misled=misled, is_only=is_only)
 
     def want_stop(self, name: str, *, misled: bool, is_only: bool) -> bool:
-        """The same for stopping it."""
+        """Return whether the words ask to stop an agent; the parameters are those of `want_run`."""
         return self._want_with_agent(_STOP_WORDS, name, misled=misled, is_only=is_only)
 
     def want_set_up(self, *, misled: bool) -> bool:
-        """Return whether they may ask to make or change an agent; if `misled`, one sentence must order it."""
+        """Return whether the words may ask to make or change an agent; if `misled`, one sentence must order it."""
         orders = [UserWords([sentence]) for sentence in self._orders(_WISHES)]
         return not misled or any(order.want_change and order._has_start_of(_AGENT_WORDS) for order in orders)
 
@@ -166,7 +165,7 @@ class UserWords:
         return asks and (names or (is_only and self._has_start_of(_AGENT_WORDS)))
 
     def _orders(self, verbs: Iterable[str]) -> list[str]:
-        """The sentences that do not ask for knowledge."""
+        """Return the sentences that do not ask for knowledge."""
         found = []
         for sentence in _SENTENCE_END.split(self._said):
             if not (words := _ordered_words(sentence)) or words[0] in _ASKING:

@@ -78,11 +78,11 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
         return mine if self.action == "list" else mine.rows
 
     def page_rows(self, data: Mapping[str, Any]) -> list[PageRow]:
-        """The turns that changed something, each below the message that asked for it."""
-        asked = {message["seq"]: message["text"] for message in data.get("messages", ())}
+        """Return the turns that changed something, each below the message that asked for it."""
+        texts = {message["seq"]: message["text"] for message in data.get("messages", ())}
         return [
             PageRow(
-                title=one_line(asked.get(turn["seq"])) or gettext("Nobody's message began it"),
+                title=one_line(texts.get(turn["seq"])) or gettext("Nobody's message began it"),
                 about=gettext("undone")
                 if turn["undone_at"]
                 else ngettext("%(count)d change", "%(count)d changes", turn["mutations"])
@@ -152,7 +152,7 @@ def _title_context(request: Request, rows: Iterable[Conversation]) -> dict[str, 
 
 
 class TurnFailed(AdiuvaError):
-    """A turn ended with an error. The response holds what was said and changed until then."""
+    """A turn ended with an error. The response holds its text and changes until then."""
 
     def __init__(self, code: str, message: str, **so_far: Any) -> None:
         super().__init__(message, **so_far)
@@ -232,9 +232,9 @@ class TurnUndoView(APIView):
     )
     def post(self, request: Request, request_id: str) -> Response:
         """Rows that you have edited since stay, and so do new rows that something else refers to; they are named. A
-        deleted row comes back under a new id. The device has to be connected. May be asked for again: the answer sums
-        up all rows. Turns can be undone for 30 days. Then what the turn did to your memory is taken back as well; what
-        you asked to forget in it was deleted for good.
+        deleted row comes back under a new id. The device has to be connected. You may call this again: the answer sums
+        up all rows. Turns can be undone for 30 days. After the rows, the turn's changes to your memory are taken back
+        as well; what you asked to forget in it was deleted for good.
         """
         close_old_connections()  # it may take a while, and others wait for the pool's connections
         done = async_to_sync(turn_undo.undo)(user_id=user_id(request), request_id=request_id)
@@ -242,7 +242,7 @@ class TurnUndoView(APIView):
 
 
 def _response_body(answer: TurnResult, request_id: str) -> dict[str, Any]:
-    """Raises TurnFailed if the turn ended with an error."""
+    """Return the body of the response. Raises TurnFailed if the turn ended with an error."""
     so_far: dict[str, Any] = {
         "request_id": request_id,
         "response": answer.text,
@@ -256,7 +256,7 @@ def _response_body(answer: TurnResult, request_id: str) -> dict[str, Any]:
     end = StreamEnd.model_validate({"request_id": "", "finish": answer.finish, "code": answer.code})
     if answer.finish == "error":
         raise TurnFailed(answer.code, end_message(end), **so_far)
-    if why := unsaid_end_message(end):  # older clients show the response and nothing else
+    if why := unsaid_end_message(end):  # older clients show nothing but the response
         so_far["response"] = f"{answer.text}\n\n{why}".lstrip()
     if answer.retry_at is not None:
         so_far["retry_at"] = answer.retry_at.isoformat()

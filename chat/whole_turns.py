@@ -31,8 +31,8 @@ class TurnResult:
 async def run_to_end(request: ChatRequest) -> TurnResult:
     """Run a whole turn without a socket, on the device that it names, or the user's that was seen last.
 
-    Without one it answers from the request's context, and tools say that the device is offline. Raises AlreadyClaimed,
-    and what `TurnRegistry.find_or_start` does.
+    Without a device it answers from the request's context, and tools say that the device is offline. Raises
+    AlreadyClaimed, and what `TurnRegistry.find_or_start` does.
     """
     if await db.run(presence.find, user_id=request.user_id, pk=request.device_id) is None:
         request = replace(request, expects_device=False)

@@ -1,7 +1,7 @@
-"""The tools: what an assistant can do with the user's rows, their agents, and what is remembered of them. Static
-LangChain tools, built at import.
+"""The tools: what an assistant can do with the user's rows, their agents, and the memory. Static LangChain tools, built
+at import.
 
-A tool finds its device session in the config it is called with (chat.device_session). Its metadata says what it does:
+A tool finds its device session in the config it is called with (chat.device_session). Its metadata describes it:
 `table`, `action`, `key` (the argument that names the row), `label` (shown to people).
 """
 

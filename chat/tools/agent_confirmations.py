@@ -31,7 +31,9 @@ _ALL: Final = (
 
 
 def plan_question(plan: PlannedChange, template: str = "") -> str:
-    """`Make the agent “Clients”: read /home/you/Documents/clients on “Studio”; …`. `template`: the plugin it is of."""
+    """Return `Make the agent “Clients”: read /home/you/Documents/clients on “Studio”; …`. `template`: that of the
+    plugin.
+    """
     if plan.action == "delete":
         return gettext("Delete the agent “{name}”").format(name=quotable(plan.agent.name))
     said = gettext("Make the agent “{name}”: {facts}")

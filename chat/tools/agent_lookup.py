@@ -24,7 +24,7 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 async def find_agent(
     work: AgentWork, session: DeviceSession, wanted: str
 ) -> tuple[OpenedAgent, list[OpenedAgent]]:
-    """The agent that is meant, and all of the user's. Raises ToolException if there is none, or several."""
+    """Return the agent that is meant, and all of the user's. Raises ToolException if none or several fit."""
     mine = await db.run(run_reports.agents_of, work.user_id)
     if not mine:
         raise ToolException("Failed: there are no agents yet. Offer to set one up.")

@@ -33,14 +33,14 @@ from chat.tools.base import OrNull, assistant_tool
 from chat.untrusted_text import one_line
 
 _MOST_RUNS: Final = 10
-# How long a stopped run may take to let go.
+# How long a stopped run may take to let go, in seconds.
 _STOP_S: Final = 8
 _OUTSIDE: Final = (
     "Those rows could not be looked at, since their device is away: these are the titles as found."
 )
 _ELSEWHERE: Final = "Some are on another device and could not be looked at."
 
-# What a model reads of it is as short as can be: five tools of agents go with every request of Home.
+# The model's description is as short as possible: five tools of agents go with every request of Home.
 WaitSeconds = Annotated[
     int, Field(ge=0, le=300), WithJsonSchema({"type": "integer", "description": "seconds"})
 ]
@@ -104,7 +104,9 @@ def _later(follow_up: bool) -> str:
 
 
 def _check_source(agent: Agent) -> str:
-    """The name of the agent's device if that is away, else "". Raises ToolException if nothing can be read at all."""
+    """Return the name of the agent's device if that is away, else "". Raises ToolException if nothing can be read at
+    all.
+    """
     label = agent.get_type_display()
     if not agent.is_local:
         if agent.paused == "no_connection":
@@ -233,13 +235,14 @@ async def _view(work: AgentWork, session: DeviceSession, run_id: uuid.UUID, wait
 
 
 async def _ended(work: AgentWork, session: DeviceSession, report: RunReport) -> str:
-    """All of a run that has ended. The turn tells it, so nobody else need."""
+    """Describe a run that has ended. The turn tells its end, so no other turn need."""
     said = agent_texts.ended_text(session, report)
     if report.problems or report.records:
         session.foreign.add(agent_texts.RUN_TABLE, str(report.run.pk))
     rows, fates, unseen = await _look_at_rows(work, session, report)
     listed = agent_texts.records_text(session, report, rows, fates, unseen)
-    # Noted before: if the turn is cancelled meanwhile, its end has to let go of what the thread may still hold.
+    # Noted before the watches are held: if the turn is cancelled meanwhile, its end must release any that the thread
+    # still takes.
     work.asked_runs.add(report.run.pk)
     await db.run(run_watches.hold, report.run.pk, work.chat_place())
     work.answered_runs.add(report.run.pk)
@@ -249,7 +252,7 @@ async def _ended(work: AgentWork, session: DeviceSession, report: RunReport) -> 
 async def _look_at_rows(
     work: AgentWork, session: DeviceSession, report: RunReport
 ) -> tuple[Mapping[str, Data | None], Mapping[str, Now], str]:
-    """The rows of a run's records as the device has them now, what became of each, and why some are not seen."""
+    """Return the rows of a run's records as the device has them now, what became of each, and why some are missing."""
     there = [record for record in report.records if record.row_id is not None]
     if not there:
         return {}, {}, ""
@@ -301,7 +304,7 @@ async def stop_run(config: RunnableConfig, run_or_agent: str, undo: bool = False
 async def _run_to_stop(
     work: AgentWork, session: DeviceSession, wanted: str, *, ended_too: bool
 ) -> tuple[RunReport, bool]:
-    """The run that is meant, and whether no other could be."""
+    """Return the run that is meant, and whether no other could be meant."""
     run_id = run_id_of(session, wanted)
     mine = await db.run(run_reports.agents_of, work.user_id)
     if run_id is not None and run_id not in {opened.id for opened in mine}:

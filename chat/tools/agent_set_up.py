@@ -28,7 +28,7 @@ from chat.untrusted_text import one_line
 
 
 def _as_list(given: object) -> object:
-    """A model may write one name, several between commas, or a list."""
+    """Return a list: a model may write one name, several between commas, or a list."""
     return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
 
@@ -36,13 +36,13 @@ def _one_or_more(given: object) -> object:
     return [given] if isinstance(given, str) else given
 
 
-# What a model reads of them is as short as can be: five tools of agents go with every request of Home.
+# The model's description is as short as possible: five tools of agents go with every request of Home.
 Names = Annotated[list[str] | OrNull, BeforeValidator(_as_list), WithJsonSchema({"type": "string"})]
 Word = Annotated[str | OrNull, WithJsonSchema({"type": "string"})]
 
 
 class SetUpArguments(BaseModel):
-    """The arguments of `set_up_agent`; what is left out stays as it is, or is as usual."""
+    """The arguments of `set_up_agent`. An omitted one leaves the agent as it is, or gives a new one the default."""
 
     agent: Word = None
     kind: Literal["folder", "gmail", "outlook", "teams"] | OrNull = None
@@ -74,7 +74,7 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
     before = (await find_agent(work, session, agent))[0].agent if agent else None
     if str(given.get("schedule", "")).strip().lower() == "none":
         given["schedule"] = ""
-    asked = {name.rstrip("_"): value for name, value in given.items()}
+    named = {name.rstrip("_"): value for name, value in given.items()}
     wanted, chosen = given.pop("template", None), None
     wishes = {"first_day" if n == "from_" else "last_day" if n == "to" else n: v for n, v in given.items()}
     try:
@@ -82,7 +82,7 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
             chosen = await db.run(template_set_up.choose, work.user_id, wanted, before)
             wishes = await db.run(template_set_up.parts, work.user_id, chosen, wishes)
         plan = await db.run(set_up.plan, work.user_id, before, Wish(**wishes), work.request.device_id)
-    except NothingToChange:  # what the user wants is so: models take a failure for a reason to try again
+    except NothingToChange:  # not a failure: models would take that for a reason to try again
         assert before is not None
         opened, said = await db.run(_about_saved, before)
         return (
@@ -90,8 +90,8 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
         )
     except CannotSetUp as error:
         raise ToolException(f"Failed: {error.message}. Nothing was saved.") from None
-    asked |= {"agent": str(before.pk)} if before else {}
-    await _confirm(work, session, plan, asked, chosen.name if chosen else "")
+    named |= {"agent": str(before.pk)} if before else {}
+    await _confirm(work, session, plan, named, chosen.name if chosen else "")
     try:
         if chosen is not None:
             await db.run(template_set_up.install, work.user_id, chosen)
@@ -107,13 +107,15 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
 async def _confirm(
     work: AgentWork, session: DeviceSession, plan: PlannedChange, arguments: dict[str, Any], template: str
 ) -> None:
-    """Return once the user has said yes to a plan. Raises ToolException, with what the plan would find."""
+    """Return once the user has said yes to a plan and, if it was tried out, to what it would find. Raises
+    ToolException.
+    """
     question, found, approvals = (
         await db.run(agent_confirmations.plan_question, plan, template),
         "",
         work.approvals,
     )
-    # To try it out costs money and has a model read documents: not because a text wants it.
+    # A trial costs money and has a model read documents, so no text may cause one.
     is_wanted = work.user_words().want_set_up(misled=work.is_misled)
     if is_wanted and set_up.needs_preview(plan) and not approvals.has_grant(set_up_agent.name, arguments):
         work.show_status(gettext("Trying it out on your documents"))
@@ -125,16 +127,15 @@ async def _confirm(
         told = f"Tried out, not saved: {found}" + (f" Such as: {shown}." if shown else "")
     else:
         told = ""
-    asked = f"{question}. {found}" if found and approvals.ask is not None else question
+    summary = f"{question}. {found}" if found and approvals.ask is not None else question
     try:
-        await approvals.confirm(set_up_agent.name, arguments, plan.action, AGENTS, asked)
+        await approvals.confirm(set_up_agent.name, arguments, plan.action, AGENTS, summary)
     except ToolException as refused:
         raise ToolException(f"{refused} {told}".strip()) from None
 
 
 def _about_saved(saved: Agent) -> tuple[OpenedAgent, str]:
-    """Return what is to be said of an agent that was saved: when it runs, from its
-    row, and which others read the same."""
+    """Return what to say of a saved agent: from its row, when it runs; and which agents read the same sources."""
     agent = Agent.objects.select_related("user", "connection").get(pk=saved.pk)
     said = []
     with translation.override("en"):

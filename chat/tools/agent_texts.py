@@ -48,7 +48,7 @@ def run_label(session: DeviceSession, run_id: UUID) -> str:
 def agent_line(
     session: DeviceSession, opened: OpenedAgent, last: Run | None, *, device: str, full: bool
 ) -> str:
-    """An agent on one line: what it reads and finds, when, and how its last run ended."""
+    """Describe an agent on one line: what it reads and finds, when, and how its last run ended."""
     agent = opened.agent
     facts = [source_text(agent, device), f"finds {', '.join(agent.data_types)}"]
     if full and agent.prompt_template:
@@ -105,7 +105,7 @@ def moment_text(when: dt.datetime, zone: ZoneInfo) -> str:
 
 
 def underway_text(session: DeviceSession, report: RunReport, now: dt.datetime) -> str:
-    """`is running (run [r1], 12 of 40 documents read, started 2 min ago)`, or what it waits for."""
+    """Return `is running (run [r1], 12 of 40 documents read, started 2 min ago)`, or what the run waits for."""
     run, label = report.run, run_label(session, report.run.pk)
     begun = f"started {_ago(now - run.created_at)} ago"
     match run.state:
@@ -197,8 +197,10 @@ def records_text(
     fates: Mapping[str, Now],
     unseen: str,
 ) -> str:
-    """The records of a run, each with what has become of it. `rows`, `fates`: by row
-    id. `unseen`: why there is no row of some."""
+    """Describe the records of a run, each with what has become of it.
+
+    `rows`, `fates`: by row id. `unseen`: why some have no row.
+    """
     total = sum(report.found.values())
     if not total:
         return ""

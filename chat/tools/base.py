@@ -21,7 +21,7 @@ from chat.tools import dates
 MAX_TITLE_CHARS: Final = 1_000
 CLEAR_WORD: Final = "none"
 
-# Optional arguments may also be null; that is left out of the schema that a model reads.
+# Optional arguments may also be null; the schema that a model reads leaves that out.
 OrNull: TypeAlias = SkipJsonSchema[None]
 
 
@@ -47,7 +47,7 @@ class AssistantTool(StructuredTool):
     """
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Returns a ToolMessage if `input` is a tool call, and a text if it is the arguments alone."""
+        """Return a ToolMessage if `input` is a tool call, and a text if it is the arguments alone."""
         assert self.coroutine is not None and isinstance(self.args_schema, type)
         assert issubclass(self.args_schema, BaseModel)
         is_call = input.get("type") == "tool_call"
@@ -69,13 +69,11 @@ def assistant_tool(
     key: str | None = None,
     arguments: type[BaseModel] | None = None,
 ) -> Callable[[Callable[..., Coroutine[Any, Any, str]]], AssistantTool]:
-    """Makes a LangChain tool of a coroutine, whose docstring is what a model reads.
+    """Make a LangChain tool of a coroutine, whose docstring is what a model reads.
 
-    `action`: what it does to `table` on the device, or to what the server remembers of the user; "change" for what asks
-    for the user's yes by itself.
-    `label`: what the user is shown while it runs.
-    `key`: the argument that names the row.
-    `arguments`: what a model may give, if the coroutine's parameters do not say it.
+    `action`: what it does to `table` on the device, or to the server's memory of the user; "change" for a tool that
+    asks for the user's yes by itself. `label`: what the user is shown while it runs. `key`: the argument that names the
+    row. `arguments`: what a model may give, if the coroutine's parameters do not say it.
     """
 
     def make(function: Callable[..., Coroutine[Any, Any, str]]) -> AssistantTool:
@@ -93,12 +91,12 @@ def assistant_tool(
 
 
 def given_filters(**given: Any) -> Data:
-    """The filters without those that are None or empty."""
+    """Return the filters without those that are None or empty."""
     return {name: value for name, value in given.items() if value not in (None, "")}
 
 
 def insert_columns(session: DeviceSession, table: TableName, **given: Any) -> Data:
-    """An insert's columns. Raises ToolException if a required one is missing or a value is invalid."""
+    """Return an insert's columns. Raises ToolException if a required one is missing or a value is invalid."""
     data = {name: value for name, value in _given_columns(session, table, given).items() if value is not None}
     for column in TABLES[table].columns:
         if column.required and column.name not in data:
@@ -107,7 +105,7 @@ def insert_columns(session: DeviceSession, table: TableName, **given: Any) -> Da
 
 
 def update_columns(session: DeviceSession, table: TableName, **given: Any) -> Data:
-    """An update's columns; the value "none" clears one. Raises ToolException if there is nothing to change."""
+    """Return an update's columns; the value "none" clears one. Raises ToolException if there is nothing to change."""
     found = _given_columns(session, table, given)
     if not found:
         raise ToolException("Failed: no field was given to change, so nothing was changed.")
@@ -115,7 +113,7 @@ def update_columns(session: DeviceSession, table: TableName, **given: Any) -> Da
 
 
 def _given_columns(session: DeviceSession, table: TableName, given: Mapping[str, Any]) -> Data:
-    """The columns without those that are None or empty, because weak models fill in every argument."""
+    """Return the columns without those that are None or empty, because weak models fill in every argument."""
     found: Data = {}
     for name, value in given.items():
         column = TABLES[table].by_name[name]
@@ -156,7 +154,7 @@ def _check_length(text: str, most: int, argument: str) -> None:
 
 
 def _argument_name(column: str) -> str:
-    """The name of a column's argument: due_date for dueDate."""
+    """Return the name of a column's argument: due_date for dueDate."""
     if column == "aiSummary":
         return "summary"
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in column)

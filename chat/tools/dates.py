@@ -19,29 +19,29 @@ _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 @lru_cache(maxsize=512)
 def day_start_ms(day: date, zone: ZoneInfo) -> int:
-    """A day's first moment, in milliseconds. Where clocks skip midnight, the moment after the gap."""
+    """Return a day's first moment, in milliseconds. Where clocks skip midnight, that is the moment after the gap."""
     return int(datetime.combine(day, time(), zone).timestamp()) * 1000
 
 
 def day_end_ms(day: date, zone: ZoneInfo) -> int:
-    """A day's last millisecond."""
+    """Return a day's last millisecond."""
     return day_start_ms(day + timedelta(days=1), zone) - 1
 
 
 def parse_start_ms(text: str, zone: ZoneInfo, argument: str) -> int:
-    """An argument in milliseconds: a date, or a date and time, ISO 8601. Raises ToolException if it is neither."""
+    """Return an argument in milliseconds: a date, or a date and time, ISO 8601. Raises ToolException otherwise."""
     found = _parse(text, zone, argument)
     return found if isinstance(found, int) else day_start_ms(found, zone)
 
 
 def parse_end_ms(text: str, zone: ZoneInfo, argument: str) -> int:
-    """Like `parse_start_ms`, for the end of a span: a date includes the whole day."""
+    """Return what `parse_start_ms` does, for the end of a span: a date includes the whole day."""
     found = _parse(text, zone, argument)
     return found if isinstance(found, int) else day_end_ms(found, zone)
 
 
 def format_date(value: object, zone: ZoneInfo) -> str | None:
-    """`Fri 2026-11-20`, with the time unless it is the day's first moment; None if `value` is not a valid time."""
+    """Return `Fri 2026-11-20`, with the time unless it is the day's first moment; None if `value` is no valid time."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     try:
@@ -55,7 +55,7 @@ def format_date(value: object, zone: ZoneInfo) -> str | None:
 
 
 def _parse(text: str, zone: ZoneInfo, argument: str) -> date | int:
-    """A date, or a date and time in milliseconds. A time without offset is in the user's zone."""
+    """Return a date, or a date and time in milliseconds. A time without offset is in the user's zone."""
     text = text.strip()
     try:
         when = datetime.fromisoformat(text)

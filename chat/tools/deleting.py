@@ -1,4 +1,6 @@
-"""One tool that deletes any row: its alias says of which table it is. The call becomes one of that table's own tool."""
+"""A single tool that deletes any row: the alias tells the row's table. A call of it becomes one of that table's own
+tool.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ _DELETING: Final = {tool.name for tool in DELETE.values()}
 
 
 def resolve_call(aliases: RowAliases, name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The tool and the arguments that a model's call means. Raises ToolException."""
+    """Return the tool and the arguments that a model's call means. Raises ToolException."""
     arguments = aliases.resolved(arguments)
     if name != delete.name:
         return name, arguments
@@ -43,7 +45,7 @@ def resolve_call(aliases: RowAliases, name: str, arguments: dict[str, Any]) -> t
 
 
 def present_call(aliases: RowAliases, name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A call as a model would make it."""
+    """Return a call as a model would make it."""
     tool = next((tool for tool in DELETE.values() if tool.name == name), None)
     if tool is None:
         for argument, table in _AGENT_ARGUMENTS.items():
@@ -57,7 +59,7 @@ def present_call(aliases: RowAliases, name: str, arguments: dict[str, Any]) -> t
     return delete.name, {"id": aliases.alias(str(metadata["table"]), str(arguments.get(metadata["key"])))}
 
 
-# Those of agents' tools take names too, so they are not called ids.
+# The agents' tools take names as well, so their arguments are not called ids.
 _AGENT_ARGUMENTS: Final = {"agent": "agents", "run_or_agent": "runs"}
 _TABLES: Final = {
     "task_id": "tasks",

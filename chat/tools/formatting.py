@@ -29,7 +29,7 @@ _TEXT_COLUMNS: Final = {"tasks": "description", "projects": "aiSummary"}
 
 
 def count_text(number: int, table: str) -> str:
-    """`3 tasks`."""
+    """Return a count with its noun, such as `3 tasks`."""
     one, many = NOUNS[table]
     return f"{number:,} {one if number == 1 else many}"
 
@@ -40,7 +40,7 @@ def title_with_alias(session: DeviceSession, table: str, key: str, title: str) -
 
 
 def row_text(session: DeviceSession, table: TableName, found: Data) -> str:
-    """A row on one line, its alias right behind its title."""
+    """Return a row on one line, its alias right behind its title."""
     title = one_line(found.get(TABLES[table].title)) or "(untitled)"
     if table == "taskComments":
         return ", ".join([title_with_alias(session, table, found["id"], ""), *_comment_facts(session, found)])
@@ -48,7 +48,7 @@ def row_text(session: DeviceSession, table: TableName, found: Data) -> str:
 
 
 def change_text(session: DeviceSession, verb: str, table: TableName, found: Data) -> str:
-    """`Created the task Call Ada [t1], todo.`"""
+    """Return a sentence such as `Created the task Call Ada [t1], todo.`"""
     return f"{verb} the {NOUNS[table][0]} {row_text(session, table, found)}."
 
 
@@ -61,9 +61,9 @@ def deletion_text(session: DeviceSession, table: TableName, key: str) -> str:
 def list_text(
     session: DeviceSession, table: TableName, rows: Sequence[Data], *, bound: int, narrow: str
 ) -> str:
-    """A list with its count.
+    """Return a list with its count.
 
-    `bound` is the limit that the device was asked with, `narrow` the arguments that narrow the list.
+    `bound` is the limit of the device's query, `narrow` the arguments that narrow the list.
     """
     if not rows:
         return f"No {NOUNS[table][1]} match."
@@ -74,7 +74,7 @@ def list_text(
 def row_lines(
     session: DeviceSession, table: TableName, rows: Sequence[Data], *, bound: int, narrow: str
 ) -> str:
-    """A line for each row, up to MAX_ROWS and MAX_CHARS, and how many are left out."""
+    """Return a line for each row, up to MAX_ROWS and MAX_CHARS, and how many are left out."""
     shown: list[str] = []
     size = 0
     for found in rows[:MAX_ROWS]:
@@ -92,7 +92,7 @@ def row_lines(
 
 
 def quote(text: object, most: int, *, start: int = 0, indent: str = "") -> str:
-    """A longer text with a bar in front of each line, and how much of it is left out."""
+    """Return a longer text with a bar in front of each line, and the number of characters left out."""
     whole = text if isinstance(text, str) else ""
     part = whole[start : start + most]
     shown = [f"{indent}| {_printable(line)}".rstrip() for line in part.splitlines()]
@@ -102,7 +102,7 @@ def quote(text: object, most: int, *, start: int = 0, indent: str = "") -> str:
 
 
 def _printable(line: str) -> str:
-    """A line without its control and other unprintable characters."""
+    """Return a line without its control and other unprintable characters."""
     if line.isprintable():
         return line
     return "".join(letter if letter.isprintable() or letter in "\t\u200c\u200d" else " " for letter in line)
@@ -123,7 +123,7 @@ def _task_facts(session: DeviceSession, found: Data) -> list[str]:
     status, priority = found.get("status"), found.get("priority")
     if isinstance(status, str) and status in _STATUS_WORDS:
         facts.append(_STATUS_WORDS[status])
-    if priority in ("high", "low"):  # medium is what tasks have that nobody gave one
+    if priority in ("high", "low"):  # medium is the default
         facts.append(f"{priority} priority")
     if (due := found.get("dueDate")) is not None:
         when = dates.format_date(due, session.zone)
@@ -190,7 +190,7 @@ def _reference(session: DeviceSession, found: Data, column: str, word: str) -> l
 
 
 def _person_names(value: object) -> str:
-    """Names from a JSON array in a string. Any other string is shown as it is."""
+    """Return names from a JSON array in a string. Any other string is shown as it is."""
     if not isinstance(value, str):
         return ""
     try:

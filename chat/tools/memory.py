@@ -1,10 +1,10 @@
 """Tools that remember, recall, correct and forget what is known about the user.
 
-The turn prompt shows what was recalled, each entry behind a label ("m1"), as do the answers of these tools. Only the
+The turn prompt shows the recalled entries, each behind a label ("m1"), as do the answers of these tools. Only the
 user's own words are remembered (memory.grounding), so that a note or a document that a tool has read cannot write
-itself into the memory; and in a turn that has read texts of others, what the tools keep is a proposal. What is known
-changes only where the user names it and says what holds instead (memory.intent). `forget` waits for the user's yes, as
-all deletions do (chat.approvals), and so does `take_back`.
+itself into the memory; and in a turn that has read texts of others, the tools keep only proposals. Known entries change
+only where the user names them and says what holds instead (memory.intent). `forget` waits for the user's yes, as all
+deletions do (chat.approvals), and so does `take_back`.
 """
 
 from __future__ import annotations

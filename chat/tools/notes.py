@@ -108,7 +108,7 @@ async def delete_note(config: RunnableConfig, note_id: _NoteId) -> str:
 
 
 async def _search_notes(session: DeviceSession, query: str) -> str:
-    """The notes that fit, best first, each with a snippet."""
+    """Return the notes that fit, best first, each with a snippet."""
     words = one_line(query, 1_000)
     vector, remark = await _query_vector(words)
     by_words = new_call("select", "notes", filters={"search": words}, limit=_MAX_RESULTS)
@@ -160,7 +160,7 @@ async def _index_note(session: DeviceSession, note: Data) -> str:
 
 
 async def _query_vector(words: str) -> tuple[list[float] | None, str]:
-    """A query's vector, or None and the remark for the answer. If no model is configured, no remark is needed."""
+    """Return a query's vector, or None and the remark for the answer: "" if no model is configured."""
     try:
         model = llm.embedding_model()
     except llm.ModelNotConfigured:
@@ -172,14 +172,14 @@ async def _query_vector(words: str) -> tuple[list[float] | None, str]:
 
 
 async def _embed(model: llm.EmbeddingModel, text: str) -> list[float]:
-    """Raises a ModelError or TimeoutError."""
+    """Return a text's vector. Raises a ModelError or TimeoutError."""
     async with asyncio.timeout(_EMBED_TIMEOUT_S):
         [vector] = await model.embed([text])
     return vector
 
 
 async def _read_notes(session: DeviceSession, keys: list[str]) -> dict[str, Data]:
-    """Notes by id. A vector may have outlived its note."""
+    """Return notes by id. A vector may have outlived its note."""
     calls: list[ToolCall] = [new_call("get", "notes", data={"id": key}) for key in keys]
     outcomes = await session.call_many(calls)
     for outcome in outcomes:
@@ -193,7 +193,7 @@ async def _read_notes(session: DeviceSession, keys: list[str]) -> dict[str, Data
 
 
 def _fuse_ranks(*rankings: list[str]) -> list[str]:
-    """One order of several, by reciprocal rank."""
+    """Merge several orders into one, by reciprocal rank."""
     scores: dict[str, float] = {}
     for ranking in rankings:
         for rank, key in enumerate(ranking, 1):
@@ -202,7 +202,7 @@ def _fuse_ranks(*rankings: list[str]) -> list[str]:
 
 
 def _snippet(note: Data, words: str) -> str:
-    """Return where a word of the query first stands, else the beginning."""
+    """Return the text around the first word of the query that is found, else the beginning."""
     content = note.get("content")
     if not isinstance(content, str):
         return ""

@@ -62,7 +62,7 @@ async def list_tasks(
     )
     rows = await _select(session, given, status)
     if order_by is None and status is None and len(rows) == _MAX_ROWS:
-        # Years of done tasks may have filled what was asked for: the open ones must not be missing.
+        # The result may be full of done tasks, and must not lack the open ones.
         rows = _merged(await _select(session, given, "open"), rows)
     rows = _sorted(rows, column, descending=bool(descending), open_first=order_by is None)
     narrow = "project_id, status, search, due_from or due_to"
@@ -70,13 +70,13 @@ async def list_tasks(
 
 
 async def _list_due_today(session: DeviceSession) -> str:
-    """Return what is due today in the user's time zone and not done, and what is overdue."""
+    """Return tasks that are not done and are due today, in the user's time zone, or overdue."""
     begin, end = (
         dates.day_start_ms(session.today, session.zone),
         dates.day_end_ms(session.today, session.zone),
     )
     found = await _select(session, {"dueDateTo": end, "orderBy": "dueDate"}, "open")
-    # Looked at once more, lest a device that passes over a filter make everything due.
+    # Check the rows once more, in case a device ignores a filter: else everything would be due.
     due = [row for row in found if row.get("status") != "done" and _due(row) is not None and _due(row) <= end]
     due = _sorted(due, "dueDate")
     today, late = [row for row in due if _due(row) >= begin], [row for row in due if _due(row) < begin]
@@ -202,7 +202,7 @@ def _merged(first: list[Data], second: list[Data]) -> list[Data]:
 def _sorted(
     rows: list[Data], column: str, *, descending: bool = False, open_first: bool = False
 ) -> list[Data]:
-    """Rows of several selects in one order; what has no value comes last either way."""
+    """Merge the rows of several selects in one order; rows without a value come last either way."""
 
     def value(row: Data) -> Any:
         found = row.get(column)
