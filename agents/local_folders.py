@@ -199,14 +199,14 @@ class LocalFolders:
         about: list[JournalEntry] = []
         seen = 0
         for file in files:
-            asked = file.path in self._requested
+            requested = file.path in self._requested
             problem, text = self._assemble(file)
             if text is None:
                 continue  # not all parts have arrived
-            if self._has_manifest and not asked:
+            if self._has_manifest and not requested:
                 problem = "not_asked_for"
             self._arrived += 1
-            seen += not asked
+            seen += not requested
             raw = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
             if not problem and file.sha256 is not None and file.sha256 != raw.hex():
                 problem = "damaged_on_the_way"

@@ -101,8 +101,8 @@ class RunWaits:
         try:
             while self._waits:
                 try:
-                    asked = list(self._waits)  # runs that join during the look were not asked about
-                    self._tell(asked, await db.run(self._look, {wait.run_id for wait in asked}))
+                    waits = list(self._waits)  # runs that join during the look come with the next
+                    self._tell(waits, await db.run(self._look, {wait.run_id for wait in waits}))
                 except Exception as error:
                     # The next look may succeed; and each wait has an end.
                     log_failure("runs.look_failed", error, logger=log, level="warning")
@@ -111,8 +111,8 @@ class RunWaits:
         finally:
             self._looking = None
 
-    def _tell(self, asked: list[_Wait], found: Mapping[UUID, Progress]) -> None:
-        for wait in asked:
+    def _tell(self, waits: list[_Wait], found: Mapping[UUID, Progress]) -> None:
+        for wait in waits:
             progress = found.get(wait.run_id)
             if progress is not None and progress.is_moving:
                 wait.show(progress)

@@ -239,12 +239,12 @@ class StartRunView(APIView):
         agent = services.get_agent(user_id(request), agent_id)
         query = StartSerializer(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
-        asked = dict(query.validated_data)
-        conversation_id, follow_up = asked.pop("conversation_id", None), asked.pop("follow_up", True)
+        options = dict(query.validated_data)
+        conversation_id, follow_up = options.pop("conversation_id", None), options.pop("follow_up", True)
         place = None
         if conversation_id is not None:
             place = run_watches.place_in(user_id(request), conversation_id, follow_up=follow_up)
-        run = runs.start(agent=agent, place=place, **asked)
+        run = runs.start(agent=agent, place=place, **options)
         return Response({"ok": True, "run_id": str(run.pk)}, status=202)
 
 
@@ -379,12 +379,12 @@ class StartJourneyView(GenericAPIView[Any]):
     def post(self, request: Request) -> Response:
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        asked = serializer.validated_data
+        data = serializer.validated_data
         close_old_connections()  # the model may take a while, and others wait for the pool's connections
         session = async_to_sync(journeys.start)(
             user_id=user_id(request),
-            kind=asked["agent_type"],
-            agent_id=asked.get("agent_id"),
+            kind=data["agent_type"],
+            agent_id=data.get("agent_id"),
         )
         return Response(session.body())
 

@@ -266,10 +266,10 @@ def _account_address(provider: str, id_token: Any, verifier: str) -> str:
     except (jwt.InvalidTokenError, RecursionError, ValueError):
         pass
     mine = claims.get("aud") == _registration(provider)["client_id"]
-    asked = claims.get("nonce") == hashlib.sha256(verifier.encode()).hexdigest()
+    fresh = claims.get("nonce") == hashlib.sha256(verifier.encode()).hexdigest()
     names = ("email",) if provider == Provider.GMAIL else ("preferred_username", "email", "upn")
     address = next((claims[name] for name in names if isinstance(claims.get(name), str)), "").strip()
-    if not (mine and asked and 0 < len(address) <= 320 and address.isprintable()):
+    if not (mine and fresh and 0 < len(address) <= 320 and address.isprintable()):
         raise ProviderUnavailable(
             Text("{provider}'s sign-in does not say whose account it is", provider=Provider(provider).label)
         )

@@ -135,10 +135,10 @@ class OperationWriter:
         if entry is None:
             return "overtaken"
         text, said = entry_content.unseal_entry(entry, self.cipher).searchable_text, [exchange.own_words]
-        asked = intent.wants_forgotten(text, said)
-        if not asked and not intent.denies(text, said):
+        is_wish = intent.wants_forgotten(text, said)
+        if not is_wish and not intent.denies(text, said):
             return "not_asked"
-        if operation.asked and asked and not exchange.foreign and self.deleted < _MAX_DELETIONS:
+        if operation.asked and is_wish and not exchange.foreign and self.deleted < _MAX_DELETIONS:
             self.deleted += 1
             forgetting.forget(user_id=self.user_id, ids=[entry.pk])
             return "forgotten"

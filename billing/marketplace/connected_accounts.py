@@ -83,7 +83,7 @@ def _write(lease: Lease[Developer], state: AccountState, wanted: int) -> None:
     row = lease.held()
     if state.receives and not row.payouts_enabled:
         enqueue_on_commit("billing.settle_developers")
-    row.payouts_enabled, row.account_told, row.country = state.receives, state.asked, state.country
+    row.payouts_enabled, row.account_told, row.country = state.receives, state.submitted, state.country
     copies.finish(lease, row, wanted)
 
 

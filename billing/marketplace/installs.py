@@ -124,8 +124,8 @@ def _install(user_id: UUID, plugin_id: UUID, agreed: Sequence[str] | None) -> In
         raise NotListed
     granted = mine.permissions if mine is not None and mine.removed_at is None else []
     is_update = bool(mine and mine.removed_at is None)
-    asked = version.permissions if agreed is None and not is_update else agreed
-    if new := grown([*granted, *(asked or ())], version.permissions):
+    agreed_to = version.permissions if agreed is None and not is_update else agreed
+    if new := grown([*granted, *(agreed_to or ())], version.permissions):
         raise PermissionsGrown(version.permissions, new)
     if mine is None:
         counts = plugin.developer.user_id != user_id

@@ -71,27 +71,27 @@ class CataloguePage(Page):
         category = request.GET.get("category", "")
         sort = request.GET.get("sort", "rating")
         number = request.GET.get("page", "1")
-        asked = {
+        filters = {
             "q": request.GET.get("q", "")[:200].replace("\0", ""),
             "category": category if category in Plugin.Category.values else "",
             "sort": sort if sort in _SORTS else "rating",
         }
         page = int(number) if number.isascii() and number.isdecimal() and 0 < len(number) < 4 else 1
-        found = catalogue.find(**asked, page=min(max(page, 1), _MAX_PAGE), limit=_PER_PAGE)
+        found = catalogue.find(**filters, page=min(max(page, 1), _MAX_PAGE), limit=_PER_PAGE)
         return self.page(
             "catalogue",
             plugins=[self.shown(plugin) for plugin in found.plugins],
             total=found.total,
-            asked=asked,
+            filters=filters,
             categories=Plugin.Category.choices,
             sorts=_SORTS.items(),
-            before=_link(asked, found.page - 1) if found.page > 1 else "",
-            after=_link(asked, found.page + 1) if found.page * _PER_PAGE < found.total else "",
+            before=_link(filters, found.page - 1) if found.page > 1 else "",
+            after=_link(filters, found.page + 1) if found.page * _PER_PAGE < found.total else "",
         )
 
 
-def _link(asked: dict[str, str], page: int) -> str:
-    return "?" + urlencode({**{name: value for name, value in asked.items() if value}, "page": page})
+def _link(filters: dict[str, str], page: int) -> str:
+    return "?" + urlencode({**{name: value for name, value in filters.items() if value}, "page": page})
 
 
 class PluginPage(Page):

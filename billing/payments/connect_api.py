@@ -22,10 +22,10 @@ _OPEN_DISPUTES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """`asked`: whether its owner has told Stripe what it asks. `receives`: whether it takes transfers now."""
+    """`submitted`: whether its owner has told Stripe what it asks. `receives`: whether it takes transfers now."""
 
     stripe_id: str
-    asked: bool
+    submitted: bool
     receives: bool
     country: str
 

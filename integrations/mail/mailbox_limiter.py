@@ -127,13 +127,13 @@ class MailboxLimiter:
     async def _ask(self, name: str) -> int | None:
         """Ask Redis for a permit. If the caller is cancelled meanwhile, a permit that still comes is given back."""
         ttl_ms = int(_PERMIT_TTL_S * 1000)
-        asked = _background.spawn(
+        request = _background.spawn(
             _run_script(_ACQUIRE, self._keys, name, MAX_CONCURRENT_REQUESTS, ttl_ms), "ask for a permit"
         )
         try:
-            answer: int | None = await asyncio.shield(asked)
+            answer: int | None = await asyncio.shield(request)
         except asyncio.CancelledError:
-            asked.add_done_callback(lambda _: self._release(name))
+            request.add_done_callback(lambda _: self._release(name))
             raise
         return answer
 

@@ -246,21 +246,21 @@ class ProviderClient:
     async def _pause_before_retry(self, failed: _AttemptFailed, tried: int) -> None:
         """Wait before the next attempt; raises an error for the caller if there is none."""
         self._retries += 1
-        asked = failed.seconds
-        if asked is not None and asked > MAX_WAIT_S:
-            raise ProviderThrottled(self.provider, asked)
+        wait_s = failed.seconds
+        if wait_s is not None and wait_s > MAX_WAIT_S:
+            raise ProviderThrottled(self.provider, wait_s)
         if self._retries > _MAX_RETRIES_PER_SYNC:
             raise ProviderUnstable(
                 Text("{provider} fails too often ({why})", provider=self.provider, why=failed.why)
             )
         if tried >= _MAX_ATTEMPTS:
             if failed.throttled:
-                raise ProviderThrottled(self.provider, asked)
+                raise ProviderThrottled(self.provider, wait_s)
             raise ProviderUnavailable(
                 Text("{provider} does not answer ({why})", provider=self.provider, why=failed.why)
             )
-        log.info("mail.retry", provider=self.provider, why=failed.why, tried=tried, asked_s=asked)
-        if not asked:  # otherwise the limiter makes us wait
+        log.info("mail.retry", provider=self.provider, why=failed.why, tried=tried, asked_s=wait_s)
+        if not wait_s:  # otherwise the limiter makes us wait
             pause_s = backoff_s(tried, first_s=self._timeouts.first_backoff_s, longest_s=_MAX_BACKOFF_S)
             await asyncio.sleep(pause_s)
 
