@@ -1,4 +1,4 @@
-"""Admin pages of agents and runs. What is sealed stays sealed: no path, no text and no record is shown."""
+"""Admin pages of agents and runs. Sealed fields stay sealed: no path, text or record is shown."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class RunAdmin(ReadOnlyAdmin):
 
     @staticmethod
     def by_text(code: str) -> Q:
-        """The newest runs whose journals have this code."""
+        """Return the newest runs whose journals have this code."""
         newest = RunEvent.objects.filter(code=code).order_by("-seq").values_list("run_id", flat=True)
         return Q(pk__in=set(newest[:_MAX_EVENTS]))
 

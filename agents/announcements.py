@@ -1,6 +1,6 @@
 """Decides which ends of scheduled runs are announced to users unasked (chat.run_announcements writes the message).
 
-`runs.end` asks here, so the mark stands in the transaction in which a run ends.
+`runs.end` asks here, so the mark is written in the transaction in which a run ends.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from django.db.models.functions import Now
 
 from agents.models import Agent, Announce, Run, RunEvent
 
-# The same problem of the same agent is told once in this time, unless a run succeeded in between.
+# The same problem of the same agent is announced once in this time, unless a run succeeded in between.
 _SAME_PROBLEM: Final = dt.timedelta(days=1)
 _FAILED: Final = (Run.State.ERROR, Run.State.TIMEOUT, Run.State.PARTIAL)
 
 
 def wanted(run: Run, state: Run.State, code: str) -> bool:
-    """Return whether the end of a run, whose row is locked, is to be told. `code`: as its journal names that end."""
+    """Return whether to announce the end of a run, whose row is locked. `code`: that of the end in its journal."""
     if run.trigger != Run.Trigger.SCHEDULE or state == Run.State.CANCELLED or run.agent_id is None:
         return False
     announce = Agent.objects.filter(pk=run.agent_id).values_list("announce", flat=True).first()

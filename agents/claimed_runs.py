@@ -1,7 +1,7 @@
 """A run in a worker's hands: claim it, keep its lease, and write to it.
 
 A claim gives the worker a lease with a new fence (`adiuva.core.leases`). Every later write goes through that lease, so
-a worker that was thought dead cannot overwrite its successor. How a worker lets go of a run is in `agents.run_release`.
+a worker that was thought dead cannot overwrite its successor. `agents.run_release` lets go of a run.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class MailAccount:
 class ClaimedRun:
     """A claimed run with all that its worker needs, read once: later changes of the agent count from the next run.
 
-    `budget_micro`: what the agent's runs may cost a month; None: as much as its user's plan lets them. `cost_micro`:
-    what earlier attempts of the run have cost.
-    `device` is None for a cloud agent, and for a device that never connected. `started_before`: an earlier attempt got
-    as far as reading. `crash_counts`: how many workers crashed while they read a source, by source key.
+    `budget_micro`: the most that the agent's runs may cost a month; None for as much as its user's plan allows.
+    `cost_micro`: the cost of earlier attempts of the run. `device` is None for a cloud agent, and for a device that
+    never connected. `started_before`: whether an earlier attempt got as far as reading. `crash_counts`: how many
+    workers crashed while they read a source, by source key.
     """
 
     lease: Lease[Run]
@@ -89,16 +89,20 @@ class ClaimedRun:
     cipher: UserCipher = field(repr=False)
 
     def source_key(self, name: str) -> bytes:
-        """The ledger's keyed hash of a path on the device or of a provider's message id, however its name is composed.
+        """Return the ledger's keyed hash of a path on the device or of a provider's message id, in any Unicode
+        composition.
 
-        It is the same for all agents of a user, so that what one has found in a source is known to the others.
+        It is the same for all agents of a user, so that they share what they have found in a source.
         """
         place = self.device_id if self.account is None else str(self.account.connection)
         return self.cipher.fingerprint(unicodedata.normalize("NFC", name), f"source in {place}")
 
     def content_key(self, content_hash: bytes) -> bytes:
-        """The ledger's keyed hash of a content, so that a dump does not confirm that somebody has a certain file. It is
-        the same for all agents of a user, so that a copy is known."""
+        """Return the ledger's keyed hash of a content, so that a dump does not confirm that somebody has a certain
+        file.
+
+        It is the same for all agents of a user, so that a copy is recognised.
+        """
         return self.cipher.fingerprint(content_hash, "content of a source")
 
 
@@ -109,15 +113,17 @@ def lease_duration() -> dt.timedelta:
 
 @transaction.atomic(savepoint=False)
 def claim(run_id: UUID) -> ClaimedRun | None:
-    """Take a queued run. None: another worker has it, it ended, or it is not to be tried again yet."""
+    """Take a queued run. Returns None if another worker has it, it ended, or it is not to be tried again yet."""
     queued = Run.objects.filter(runs.retry_is_due(), state=Run.State.QUEUED)
     run = lock_queued(queued.filter(pk=run_id), others=queued)
     return begin(run) if run is not None else None
 
 
 def lock_queued(queued: QuerySet[Run], *, others: QuerySet[Run]) -> Run | None:
-    """The first of these runs that nobody has, locked until the end of the transaction, with all that `begin` wants to
-    know: one statement. `others` are those of which a worker is to be told whether there are more."""
+    """Lock and return the first of these runs that nobody has, with all that `begin` needs, in one statement.
+
+    `others`: the runs among which the worker is told whether there are more.
+    """
     of_agent = Run.objects.filter(agent_ref=OuterRef(OuterRef("agent_ref"))).order_by().values("pk")
     waiting = OutboxRecord.objects.waiting().filter(user_id=OuterRef("user_id"), source_run__in=of_agent)
     same_device = Device.objects.filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
@@ -135,7 +141,7 @@ def lock_queued(queued: QuerySet[Run], *, others: QuerySet[Run]) -> Run | None:
 
 
 def begin(run: Run) -> ClaimedRun | None:
-    """Give a run that `lock_queued` has found to the caller. None: it could not begin, and has ended."""
+    """Give a run that `lock_queued` has found to the caller. Returns None if it could not begin and has ended."""
     known: Any = run  # has the annotations of `lock_queued`
     now, agent = run.claimed_at, run.agent
     started_before = run.started_at is not None
@@ -162,7 +168,7 @@ def begin(run: Run) -> ClaimedRun | None:
         attempted_at=now,
         deadline_at=deadline,
         attempt=run.attempt + 1,
-        # Each attempt counts its files anew; records created before an interruption stay counted.
+        # Each attempt counts its files anew; the count of records created before an interruption stays.
         files_seen=0,
         files_done=0,
         files_unchanged=0,
@@ -171,7 +177,7 @@ def begin(run: Run) -> ClaimedRun | None:
         problems=max(0, run.problems - journal.resolve_failures(run)),
         preview=None,
     )
-    # After the commit: whoever deletes the agent holds its row and waits for the run's.
+    # After the commit: a transaction that deletes the agent holds its row and waits for the run's.
     if not run.dry_run:
         transaction.on_commit(lambda: Agent.objects.filter(pk=agent.pk).update(last_run_at=now))
     device = None if run.is_cloud else known.device_row
@@ -221,7 +227,7 @@ def _adopt_records(run: Run, device: UUID) -> int:
 
 
 def config_version(agent: Agent, cipher: UserCipher) -> bytes:
-    """A keyed hash of everything that could make an unchanged source give other records."""
+    """Return a keyed hash of everything that could make an unchanged source give other records."""
     what = [agent.prompt_template, sorted(agent.data_types), settings.MODEL["model"], PROMPT_VERSION]
     return cipher.fingerprint(json.dumps(what), "configuration of an agent")
 
@@ -263,7 +269,7 @@ def held_with_agent(claimed: ClaimedRun) -> Run:
 
 
 def heartbeat(claimed: ClaimedRun, *, renew: bool) -> bool:
-    """Return whether the run may continue; False: its user asked to cancel it. Raises LeaseLost."""
+    """Return whether the run may continue: its user has not asked to cancel it. Raises LeaseLost."""
     if renew:
         claimed.lease.renew()
     requested = list(claimed.lease.row.values_list("cancel_requested_at", flat=True))
@@ -280,10 +286,10 @@ def current_run(claimed: ClaimedRun) -> Run:
     return found[0]
 
 
-# It is read for each report of progress.
+# Prepared, because each report of progress reads it.
 _by_id: Final = PreparedQuery(lambda run_id: Run.objects.filter(pk=run_id))
 
-# The columns of a run's counts, by the names under which they are added to.
+# The columns of a run's counts, by their parameter names.
 _COUNTS: Final = {
     "seen": "files_seen",
     "done": "files_done",
@@ -291,7 +297,7 @@ _COUNTS: Final = {
     "failed": "files_failed",
     "due": "sources_due",
 }
-# How long counts wait that nobody needs at once.
+# The longest time that unwritten counts wait if nobody needs them at once.
 _HOLD_COUNTS_S: Final = 1.0
 
 
@@ -303,8 +309,11 @@ def add_counts(
     passed_over: Mapping[str, int] | None = None,
     **counts: int,
 ) -> None:
-    """Add to a run's counts (`_COUNTS`) and journal; `passed_over` replaces what was counted so far. `due`: of a dry
-    run, how many sources a real one would read. One statement if there are no entries. Raises LeaseLost."""
+    """Add to a run's counts (`_COUNTS`) and journal, in one statement if there are no entries. Raises LeaseLost.
+
+    `passed_over` replaces the former counts of it. `due`: in a dry run, the number of sources that a real one would
+    read.
+    """
     changes: dict[str, Any] = {
         column: F(column) + counts[name] for name, column in _COUNTS.items() if counts.get(name)
     }
@@ -319,7 +328,7 @@ def add_counts(
 
 
 def add_counts_to(run: Run, *, passed_over: Mapping[str, int] | None = None, **counts: Any) -> None:
-    """The same to a row that is locked and about to be saved. A phase is over then."""
+    """Add counts to a locked row that is about to be saved. This ends its phase."""
     for name, column in _COUNTS.items():
         setattr(run, column, getattr(run, column) + counts.get(name, 0))
     if passed_over is not None:
@@ -327,9 +336,10 @@ def add_counts_to(run: Run, *, passed_over: Mapping[str, int] | None = None, **c
 
 
 class HeldCounts:
-    """Counts of a run that nobody needs at once: they go with the next ones that somebody does, or with the run's end.
+    """Counts of a run that nobody needs at once: they are written with the next ones that somebody needs, or at the
+    run's end.
 
-    Nothing is lost with them if the worker dies, because each attempt counts its files anew.
+    If the worker dies, nothing is lost with them, because each attempt counts its files anew.
     """
 
     def __init__(self, claimed: ClaimedRun) -> None:
@@ -338,14 +348,16 @@ class HeldCounts:
         self._since = time.monotonic()
 
     async def add(self, *, hold: bool, entries: Sequence[JournalEntry] = (), **counts: Any) -> None:
-        """As `add_counts`. With `hold` they are written within a second or so, but those with entries at once."""
+        """Add counts as `add_counts` does. With `hold` they are written within a second or so, except those with
+        entries.
+        """
         for name, value in counts.items():
             self._held[name] = self._held.get(name, 0) + value if name in _COUNTS else value
         if entries or not hold or time.monotonic() - self._since > _HOLD_COUNTS_S:
             await db.run(add_counts, self._claimed, entries=entries, **self.take())
 
     def take(self) -> dict[str, Any]:
-        """Return the counts that are held, for the caller to write, and hold none."""
+        """Return and clear the held counts, for the caller to write."""
         held, self._held, self._since = self._held, {}, time.monotonic()
         return held
 
@@ -358,14 +370,14 @@ def _write_with_entries(claimed: ClaimedRun, changes: dict[str, Any], entries: l
 
 
 def add_used(run_id: UUID, uses: Sequence[ModelUse]) -> None:
-    """Add to what a run used of models, whoever holds it."""
+    """Add to the run's use of models, whoever holds it."""
     Run.objects.filter(pk=run_id).update(
         **{name: F(name) + value for name, value in used_columns(uses).items()}
     )
 
 
 def used_columns(uses: Sequence[ModelUse]) -> dict[str, int]:
-    """Return what requests used, by the columns of a run."""
+    """Return the use of models by requests, by the columns of a run."""
     used = usage.total(uses)
     names = ("input_tokens", "cached_tokens", "output_tokens", "cost_micro")
     return {name: getattr(used, name) for name in names}

@@ -48,7 +48,7 @@ def extensions(given: Sequence[str]) -> list[str]:
 
 
 def schedule(cron: str | None) -> str:
-    """ "" is no schedule."""
+    """Return a checked schedule; "" for none."""
     if not cron:
         return ""
     try:
@@ -59,7 +59,7 @@ def schedule(cron: str | None) -> str:
 
 
 def zone(name: str) -> str:
-    """ "" is the user's own."""
+    """Return a checked time zone; "" for the user's own."""
     if name and name not in timezones():
         raise BadPart(Text("{given} is not an IANA time zone.", given=repr(name)))
     return name

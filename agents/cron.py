@@ -86,7 +86,7 @@ class Cron:
 
     @classmethod
     def parse(cls, text: str) -> Cron:
-        """Raises BadCron."""
+        """Parse a schedule. Raises BadCron."""
         text = text.strip()
         if text.startswith("@"):
             if text.lower() not in _NICKNAMES:
@@ -118,8 +118,8 @@ class Cron:
         return cron
 
     def after(self, moment: dt.datetime, zone: ZoneInfo) -> Iterator[dt.datetime]:
-        """The slots after a moment, in order, in UTC. Ends if there is none for nine years."""
-        # From a day earlier, because a clock change may have moved a slot of the day before.
+        """Yield the slots after a moment, in order, in UTC. Ends if there is none for nine years."""
+        # Start a day earlier, because a clock change may have moved a slot of the day before.
         day = moment.astimezone(zone).date() - _DAY
         until = day + _HORIZON
         moved: set[dt.datetime] = set()  # slots of yesterday that come today
@@ -172,10 +172,10 @@ class Cron:
         return found
 
 
-# Enough for years of days; agents of one zone ask for the same ones.
+# Enough for years of days; agents of one zone share them.
 @lru_cache(8_192)
 def _start(day: dt.date, zone: ZoneInfo) -> dt.datetime | None:
-    """When a day begins, in UTC; None when the clock changes in it."""
+    """Return when a day begins, in UTC; None if the clock changes in it."""
     combine, tomorrow = dt.datetime.combine, day + _DAY
     offset = combine(day, _MIDNIGHT, zone).utcoffset()
     night, once_more = combine(tomorrow, _MIDNIGHT, zone), combine(tomorrow, _MIDNIGHT_AGAIN, zone)
@@ -185,14 +185,16 @@ def _start(day: dt.date, zone: ZoneInfo) -> dt.datetime | None:
 
 
 def _instants(local: dt.datetime, zone: ZoneInfo) -> tuple[dt.datetime, dt.datetime]:
-    """The one or two moments (UTC) at which clocks of the zone show a time; the end of the gap if they never do."""
+    """Return the one or two moments (UTC) at which clocks of the zone show a time; the end of the gap if they never
+    do.
+    """
     first = local.replace(tzinfo=zone, fold=0)
     before, after = first.utcoffset(), local.replace(tzinfo=zone, fold=1).utcoffset()
     assert before is not None and after is not None
     early, late = (local - before).replace(tzinfo=dt.UTC), (local - after).replace(tzinfo=dt.UTC)
     if before >= after:
         return early, late  # once, or twice
-    # In a gap, which is as wide as `early` lies behind `late`: its end is between them.
+    # In a gap, which is as long as the time from `late` to `early`: its end is between them.
     while early - late > _MINUTE:
         middle = late + (early - late) // _MINUTE // 2 * _MINUTE
         if middle.astimezone(zone).replace(tzinfo=None) > local:
@@ -224,7 +226,7 @@ def _values(word: str, field: _Field) -> set[int]:
 
 
 def _past_the_end(span: str, high: int, field: _Field) -> int:
-    """The end of a range of names that runs past the end of the week or year: 8 for the Monday of FRI-MON.
+    """Return the end of a range of names that runs past the end of the week or year: 8 for the Monday of FRI-MON.
 
     Sunday at the end of a range is 7. Raises BadCron for a range of numbers, where it is more likely a mistake.
     """

@@ -66,7 +66,7 @@ async def deliver_unassigned(
     records: Sequence[PendingRecord],
     settle: Callable[[Outcomes], Awaitable[Any]],
 ) -> None:
-    """As `deliver_records`, for records that any of the user's devices may have.
+    """Deliver records, as `deliver_records` does, that any of the user's devices may have.
 
     They are assigned to this device unless they are another's already, and unassigned again if it disconnects before
     they are sent.
@@ -119,7 +119,9 @@ async def deliver_waiting(user_id: UUID) -> None:
 
 
 async def _deliver_run(claimed: _ClaimedDelivery, device: UUID) -> bool:
-    """Deliver a run's records that are assigned to a device or to none. Returns whether it stopped answering."""
+    """Deliver a run's records that are assigned to a device or to none. Returns whether the device stopped
+    answering.
+    """
 
     async def settle(outcomes: Outcomes) -> None:
         await db.run(_settle, claimed, outcomes)
@@ -172,7 +174,7 @@ def _settle(claimed: _ClaimedDelivery, outcomes: Outcomes) -> None:
 
 @transaction.atomic
 def _release(claimed: _ClaimedDelivery, *, pause: bool) -> None:
-    """`pause`: a device does not answer, so nobody tries again before the lease has run out."""
+    """Release the run. `pause`: keep the lease until it runs out, because a device does not answer."""
     claimed.lease.held()
     release = claimed.lease.renew if pause else claimed.lease.release
     release(undelivered=outbox.count_waiting(claimed.run_id) > 0)

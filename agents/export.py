@@ -1,4 +1,4 @@
-"""The agents' part of an account's archive: agents, runs, journals and what was found in documents."""
+"""The agents' part of an account's archive: agents, runs, journals and records found in documents."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Extract records from a document: one model call for each part of it, no tools, one repair.
 
-A document that was read before is read with what was found in it then: the model says of each whether it is still
-there, and only what is new becomes a record (`agents.reconciliation`).
+When a document is read again, the model is shown the records found in it before: it says of each whether it is still
+there, and only new ones become records (`agents.reconciliation`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from agents.reconciliation import KnownRecord
 from agents.record_validation import Record, RecordRules, RejectedRecord, Verdict, in_order
 
 PART_CHARS: Final = 8_000
-# How much of an unusable answer is shown to the model again.
+# The most characters of an unusable answer that are shown to the model again.
 _REPEATED_CHARS: Final = 4 * PART_CHARS
 _MAX_REASONS: Final = 50
-# How often the rest of an answer is asked for that breaks off.
+# The most times that the model is asked for the rest of an answer that breaks off.
 _MAX_CONTINUATIONS: Final = 6
 # If not even one record of a part fits an answer, the part is cut in two, down to this size.
 _LEAST_PART_CHARS: Final = 500
 
 _PROMPT: Final = prompt_files.load("agents", "extraction")
-# Small models give the prompt's examples for findings.
+# Small models return the prompt's examples as findings.
 _EXAMPLES: Final = frozenset(map(str.casefold, re.findall(r'"title": "([^"]+)"', _PROMPT.text)))
 _WORD: Final = re.compile(r"\w+")
 PROMPT_VERSION: Final = _PROMPT.version
@@ -55,8 +55,9 @@ class SourceDocument:
 
 @dataclass
 class Extraction:
-    """The result for a document: `records` that the answers call new, and
-    `verdicts` on those that were known before."""
+    """The result for a document: `records` that the answers call new, and `verdicts` on those that were known
+    before.
+    """
 
     records: list[Record] = field(default_factory=list)
     verdicts: dict[UUID, Verdict] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Extractor:
     model: llm.ChatModel
     instructions: str
     rules: RecordRules
-    # Who the freelancer is, a line for each thing known (memory.profile).
+    # What is known of the freelancer, one thing a line (memory.profile).
     profile: str = ""
 
     async def extract(
@@ -79,12 +80,12 @@ class Extractor:
     ) -> None:
         """Set the fields of `found` from a document of any length; calls are counted even if it fails.
 
-        `known`: what was found in the document before; each part is shown the nearest of it.
+        `known`: records found in the document before; each part is shown the nearest of them.
 
         Raises llm.ModelError if the model cannot be reached, llm.BadOutput if it gave no JSON twice.
         """
         await self.model.find_window()
-        # A third of a small window for the text; the rest is for the instructions, what is known, and the answer.
+        # A third of a small window is for the text; the rest is for the instructions, known records, and the answer.
         most = self.model.window.part(3, PART_CHARS)
         parts = cut_into_parts(
             document.content,
@@ -127,7 +128,7 @@ class Extractor:
 
 @dataclass
 class _PartAnswer:
-    """The result for one part, over all its answers. `shown`: what was known and listed in the question."""
+    """The result for one part, over all its answers. `shown`: the known records that the question listed."""
 
     records: list[Record] = field(default_factory=list)
     rejected: list[RejectedRecord] = field(default_factory=list)
@@ -138,8 +139,8 @@ class _PartAnswer:
 class _PartReading:
     """The conversation about one part: a question, at most one repair, and the rest of answers that break off.
 
-    It does not use `llm.structured.ask_structured`, which takes an answer as a whole or not at all: here the records
-    that can be used are kept, and only the others are asked for again.
+    It does not use `llm.structured.ask_structured`, which takes an answer as a whole or not at all: here usable records
+    are kept, and the model is asked only for the others again.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class _PartReading:
         self._problems: list[RejectedRecord] = []
 
     async def read(self) -> _PartAnswer:
-        """Raises llm.ModelError, and llm.BadOutput if no answer holds JSON."""
+        """Return the answer about the part. Raises llm.ModelError, and llm.BadOutput if no answer holds JSON."""
         messages = self._question
         repairs, continuations = 1, 0
         understood = False
@@ -220,7 +221,7 @@ class _PartReading:
         return self._answer
 
     async def _ask(self, messages: Sequence[llm.Message]) -> tuple[Sequence[Any], Any, str]:
-        """The values of an answer, the whole parts of one that breaks off, and its text."""
+        """Return the values of an answer (the complete parts of one that breaks off), and its text."""
         self._found.model_calls += 1
         try:
             reply = await self._extractor.model.structured(messages, name="records", schema=self._schema)
@@ -236,7 +237,7 @@ class _PartReading:
         ]
 
     def _continue(self) -> list[llm.Message]:
-        """Ask for what is missing of an answer that breaks off, with what is whole of it."""
+        """Ask for the missing rest of an answer that breaks off, and quote its complete records."""
         taken = {"records": [{"table": each.table, "data": each.data} for each in self._answer.records]}
         return [
             *self._question,
@@ -249,7 +250,7 @@ class _PartReading:
         ]
 
     async def _read_in_halves(self) -> _PartAnswer:
-        """The text or its answer is too long for the model: a shorter text may have shorter answers."""
+        """Read the halves of a text that is too long, or whose answer is: a shorter text may have shorter answers."""
         pieces = cut_into_parts(self._part.text, most_chars=len(self._part.text) // 2 + 1)
         whole = self._answer
         for piece in pieces:
@@ -268,10 +269,10 @@ class _PartReading:
             self._answer.verdicts.setdefault(numbered[verdict.number].id, verdict)
 
     def _take(self, records: Sequence[Record], rejected: Sequence[RejectedRecord], *, again: bool) -> int:
-        """Add what an answer gives. Returns how many records it adds.
+        """Add an answer's records. Returns how many it adds.
 
-        A repair or a continuation may repeat everything or only what was asked for, so records that are there already
-        are not taken twice, and a record with a field left out gives way to the one that has it.
+        A repair or a continuation may repeat everything, or only the missing part. So records that are there already
+        are not taken twice, and a record without some field gives way to one that has it.
         """
         answer = self._answer
         if not again:
@@ -303,7 +304,7 @@ class _PartReading:
 
     @staticmethod
     def _repairable(records: Sequence[Record], rejected: Sequence[RejectedRecord]) -> list[str]:
-        """Why an answer should be mended, and where."""
+        """Return why an answer should be mended, and where."""
         reasons = [f"{each.place}: {each.reason}".lstrip(": ") for each in rejected if each.repairable]
         reasons += [
             f"{each.place}: {problem.reason}".lstrip(": ")
@@ -315,7 +316,9 @@ class _PartReading:
 
 
 async def _read_at_once(readings: Sequence[_PartReading]) -> list[_PartAnswer]:
-    """If one fails, the answers of the others are useless. Their requests have ended once this returns."""
+    """Read parts concurrently. If one fails, the answers of the others are useless; their requests have ended when this
+    returns.
+    """
     tasks = [asyncio.create_task(reading.read()) for reading in readings]
     try:
         return await asyncio.gather(*tasks)
@@ -327,7 +330,7 @@ async def _read_at_once(readings: Sequence[_PartReading]) -> list[_PartAnswer]:
 
 
 def _agreed(answers: Sequence[Mapping[UUID, Verdict]], shown: Sequence[set[UUID]]) -> dict[UUID, Verdict]:
-    """One verdict for each known record. It is gone only if every part that was asked about it says so."""
+    """Return one verdict for each known record. It is gone only if the answers on all parts that listed it say so."""
     found: dict[UUID, Verdict] = {}
     for key in {key for answer in answers for key in answer}:
         said = [answer[key] for answer in answers if key in answer]

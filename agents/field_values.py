@@ -1,4 +1,6 @@
-"""Values of fields as models write them, brought into the form that devices store. Ambiguous values are refused."""
+"""Converts fields' values from the form that models write to the form that devices store. Ambiguous ones are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _NUMERIC_DATE: Final = re.compile(
 )
 _YEAR: Final = re.compile(r"(?<!\d)\d{4}(?!\d)")
 _MONTH: Final = re.compile(r"(?i)(?<![a-z])(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*")
-# A lone surrogate, as broken escapes in JSON leave it.
+# A lone surrogate, which broken escapes in JSON leave behind.
 _HALF: Final = re.compile("[\ud800-\udfff]")
 # Between names in one string.
 _NAME_SEPARATOR: Final = re.compile(r"\s*[,;&]\s*|\s+(?:and|und|et|e)\s+")
@@ -52,7 +54,7 @@ _WORDS: Final[Mapping[tuple[str, ...], Mapping[str, str]]] = {
 
 
 class BadValue(Exception):
-    """The value cannot be understood. The message says what was wanted, and does not quote it."""
+    """The value cannot be understood. The message says what was expected, and does not quote it."""
 
     def __init__(self, code: str, wanted: str) -> None:
         super().__init__(wanted)
@@ -89,7 +91,7 @@ def _choice(column: Column, value: str) -> str:
 
 
 def _milliseconds(value: Any, zone: ZoneInfo) -> int:
-    """Milliseconds since 1970. A date is its start in the zone; a time without a zone is one of the zone."""
+    """Return milliseconds since 1970. A date is its start in the zone; a time without a zone is one of the zone."""
     try:
         if isinstance(value, int | float) and not isinstance(value, bool):
             when = _of_number(value)
@@ -120,7 +122,7 @@ def _of_text(text: str) -> dt.datetime:
         return _of_numeric(numeric)
     if len(text) > 60 or not _YEAR.search(text) or not _MONTH.search(text):
         raise ValueError
-    # Parsed with two defaults: where they matter, the text does not say a day.
+    # Parse with two defaults: if the results differ, the text does not name a day.
     first, second = (
         date_parser.parse(text, default=dt.datetime.fromisoformat(default), tzinfos=lambda _, offset: offset)
         for default in ("2001-01-01", "2002-02-02")
@@ -132,7 +134,7 @@ def _of_text(text: str) -> dt.datetime:
 
 
 def _of_numeric(match: re.Match[str]) -> dt.datetime:
-    """A date of three numbers. With dots the day comes first; otherwise it must be clear which is the month."""
+    """Return a date of three numbers. With dots the day comes first; otherwise it must be clear which is the month."""
     first, sign, second, third, time = match.groups()
     if len(first) == 4:
         year, month, day = int(first), int(second), int(third)

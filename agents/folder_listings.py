@@ -1,8 +1,8 @@
-"""Compare what a device lists in a folder with the ledger: what is unchanged, due, renamed, a copy, or gone.
+"""Compare a device's listing of a folder with the ledger: each file is unchanged, due, renamed, a copy, or gone.
 
 A known content under a new path is the same document if its old path is gone or holds something else, and a copy
-otherwise. Neither is read again. This can only be told once the whole folder is listed, so such files, and those whose
-content has changed, wait for the end of the list; new files do not.
+otherwise. Neither is read again. Only a complete listing shows which it is, so such files, and those whose content has
+changed, wait for the end of the list; new files do not.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from agents.journal import EventKind, JournalEntry
 from agents.ledger import Identity
 from agents.models import FoundRecord, Source
 
-# After this many listings in a row without it, a source leaves the ledger.
+# A source leaves the ledger after this many listings in a row without it.
 MAX_MISSED: Final = 5
-# Entries about copies and renamed files of one run; the rest are only counted.
+# The most entries of one run about copies and renamed files; further ones are only counted.
 _MAX_ENTRIES: Final = 200
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """`content_hash` as the device says it, `content_key` as the ledger knows it."""
+    """A listed file. `content_hash`: the device's hash of its content; `content_key`: the ledger's."""
 
     path: str
     key: bytes
@@ -59,7 +59,7 @@ class Listing:
         self._missed: set[bytes] = set()  # seen again after they were missed
         self._contents: set[bytes] = set()  # being read in this run
         self._changed: list[ListedFile] = []
-        self._waiting: list[ListedFile] = []  # their contents are known from another path
+        self._waiting: list[ListedFile] = []  # files whose contents are known from another path
         self._copies: list[ListedFile] = []
 
     def saw(self, files: Sequence[tuple[bytes, bytes]]) -> None:
@@ -73,7 +73,9 @@ class Listing:
         return len(self._waiting) + len(self._changed)
 
     def first_seen(self, files: Sequence[ListedFile]) -> tuple[list[ListedFile], list[ListedFile]]:
-        """The files that were not listed before, and those that were, perhaps under a path that only looks the same."""
+        """Return the files that were not listed before, and those that were, perhaps under a path that only looks the
+        same.
+        """
         new: dict[bytes, ListedFile] = {}
         again = []
         for file in files:
@@ -101,7 +103,7 @@ class Listing:
                 found.unchanged += 1
             elif row is not None or file.is_empty:
                 self._read(file, found)
-            else:  # after those that are known, because it may be a copy of one that has changed
+            else:  # after the known files, because it may be a copy of one that has changed
                 new.append(file)
         known = set(
             map(
@@ -136,7 +138,7 @@ class Listing:
 
     @transaction.atomic
     def _sort_waiting(self, found: Compared) -> None:
-        """Decide on files whose content is known: renamed, a copy, another agent's, or to be read after all."""
+        """Sort files whose content is known: renamed, a copy, another agent's, or to be read after all."""
         claimed_runs.held_with_agent(self._claimed)
         waiting, self._waiting = self._waiting, []
         rows: defaultdict[bytes, list[Source]] = defaultdict(list)
@@ -193,8 +195,10 @@ class Listing:
             )
 
     def finish(self) -> list[JournalEntry]:
-        """Once all that was due is read: enter copies into the ledger, and count what is gone. Returns what to note."""
-        # A folder in which there is nothing at all may be a drive that is not connected.
+        """Enter copies into the ledger and count missing sources, once all due files are read. Returns journal
+        entries.
+        """
+        # An empty folder may be a drive that is not connected.
         may_have_gone = bool(self._seen) and self._may_have_gone()
         if not may_have_gone and not self._copies and not self._missed:
             return []
@@ -212,7 +216,7 @@ class Listing:
         return found.entries
 
     def _may_have_gone(self) -> bool:
-        """Return whether the ledger may hold sources that were not listed. If nothing was new, their number says it."""
+        """Return whether the ledger may hold sources that were not listed. If nothing was new, their number tells."""
         if self._is_new:
             return True
         if self._of_agent is None:
@@ -240,9 +244,9 @@ class Listing:
         ledger.record_sources(self._claimed, rows)
 
     def _count_gone(self) -> None:
-        """Count sources that are not listed any more. A copy of one that is gone takes its place."""
+        """Count sources that are no longer listed. A copy of a missing one takes its place."""
         mine = Source.objects.filter(agent_id=self._claimed.agent_id)
-        # No model instances are made: this reads all that is there, and mostly none has gone.
+        # Without model instances: this reads all sources of the agent, and mostly none is missing.
         unlisted = [pk for pk, key in mine.values_list("pk", "key") if bytes(key) not in self._seen]
         if not unlisted:
             return
@@ -255,7 +259,7 @@ class Listing:
 
     @transaction.atomic
     def _take_over_from_gone(self) -> None:
-        """Before changed files are read: a copy whose original is gone is that document from now on."""
+        """Make each copy whose original is gone that document, before changed files are read."""
         mine = Source.objects.filter(agent_id=self._claimed.agent_id)
         copied = [each for each in mine.values_list("copy_of", flat=True) if each is not None]
         if copied:

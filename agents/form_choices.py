@@ -12,7 +12,7 @@ Choices = list[tuple[str, str]]
 
 
 def devices(user_id: UUID) -> Choices:
-    """The user's devices, the one seen last first."""
+    """Return the user's devices, the one seen last first."""
     found = Device.objects.of(user_id).with_online().seen_last_first()[:100]
     return [
         (

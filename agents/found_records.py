@@ -1,4 +1,4 @@
-"""Stores the records found in documents: read before the next reading, and updated with its changes.
+"""Stores the records found in documents: the next reading reads and updates them.
 
 The words are sealed and bounded. A record is remembered as long as its document may come back.
 """
@@ -24,15 +24,15 @@ from agents.models import FoundRecord, Run, Source
 from agents.reconciliation import KEPT_FIELDS, Change, KnownRecord, Relation
 from agents.record_validation import Record
 
-# The most records that are kept of one document: the latest.
+# The most records kept of one document: the latest.
 _MAX_OF_DOCUMENT: Final = 2_000
 _KEPT_CHARS: Final = 1_000
-# How long what was found is kept in case its document comes back, such as with a drive that was not connected.
+# How long records are kept in case their document comes back, such as with a drive that was not connected.
 _KEEP_WITHOUT_SOURCE: Final = dt.timedelta(days=180)
-# States of a record that is not, and will not be, on a device: the same thing found again is new.
+# States of a record that is not, and will not be, on a device: if the same thing is found again, it is new.
 _NEVER_THERE: Final = (OutboxRecord.State.UNDONE, OutboxRecord.State.WITHDRAWN)
 
-# With `insert_values`, as a part of the statement that commits results. The times keep the order within a document.
+# Used with `insert_values` in the statement that commits results. The times keep the order within a document.
 INSERT_SQL: Final = """
 INSERT INTO agents_foundrecord (id, user_id, agent_id, document, "table", found, updated_at)
 SELECT id, %(user)s::uuid, %(agent)s::uuid, document, name, found,
@@ -65,12 +65,13 @@ class _Row(NamedTuple):
 
 def lock_name(user_id: UUID) -> str:
     """Return the name of an advisory lock. While a run holds it, no other run of the user commits records: two agents
-    may read one document."""
+    may read one document.
+    """
     return f"records of {user_id}"
 
 
 def known_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> dict[UUID, list[KnownRecord]]:
-    """Return what stands in each document, by document, in the order in which it was found. One query."""
+    """Return the records that stand in each document, by document, in the order in which they were found. One query."""
     wanted = list(identities)
     documents = {each.document for each in wanted} | {each.copy_of for each in wanted if each.copy_of}
     with prepared_cursor() as cursor:
@@ -99,7 +100,7 @@ def known_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> dict[U
 
 
 def with_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> set[UUID]:
-    """Return those of these documents in which records were found, or in the documents that they are copies of."""
+    """Return those of these documents that have records themselves, or whose originals have."""
     wanted = list(identities)
     documents = {each.document for each in wanted} | {each.copy_of for each in wanted if each.copy_of}
     with prepared_cursor() as cursor:
@@ -113,7 +114,7 @@ def _relation(claimed: ClaimedRun, row: _Row) -> Relation:
 
 
 def insert_values(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]]) -> dict[str, Any]:
-    """The parameters of INSERT_SQL, by which records are remembered: (id, document, record)."""
+    """Return the parameters of INSERT_SQL for records: (id, document, record)."""
     return {
         "user": claimed.user_id,
         "agent": claimed.agent_id,
@@ -125,7 +126,9 @@ def insert_values(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]
 
 
 def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
-    """Note what became of records, and the path of their source. The device is told later (`agents.source_changes`)."""
+    """Store the changes of records, each with the path of its source. The device is told later
+    (`agents.source_changes`).
+    """
     if not changes:
         return
     rows = FoundRecord.objects.in_bulk([each.known.id for each, _ in changes])
@@ -166,7 +169,7 @@ def _sealed(cipher: UserCipher, key: UUID, data: Mapping[str, Any]) -> bytes:
 
 
 def forget_orphans(most: int) -> int:
-    """Forget what was found in documents that no agent reads any more, some time after. Returns how many."""
+    """Forget, after some time, records of documents that no agent reads any more. Returns how many."""
     read = Source.objects.filter(agent__user_id=OuterRef("user_id")).filter(
         Q(document=OuterRef("document")) | Q(copy_of=OuterRef("document"))
     )
@@ -178,7 +181,7 @@ def forget_orphans(most: int) -> int:
 
 @transaction.atomic
 def forget(ids: Collection[UUID]) -> None:
-    """Forget records, and their deliveries if these were kept only for them (`agents.retention`)."""
+    """Forget records, and their deliveries if they were kept only for them (`agents.retention`)."""
     FoundRecord.objects.filter(pk__in=ids).delete()
     run = Run.objects.filter(pk=OuterRef("source_run"))
     OutboxRecord.objects.filter(~Exists(run), pk__in=ids).delete()

@@ -33,7 +33,7 @@ class _PendingResults:
         return self.new is None and self.error is None
 
     def wake(self) -> bool:
-        """Return whether there is a lane to be woken; it may have been cancelled."""
+        """Wake the lane. Returns False if there is none to wake, because it was cancelled."""
         if self.woken.done():
             return False
         self.woken.set_result(None)
@@ -49,11 +49,14 @@ class GroupCommit:
         self._is_writing = False
 
     async def commit(self, result: Result) -> list[PendingRecord]:
-        """As `commit_results`, for one result."""
+        """Commit one result, as `commit_results` does."""
         return (await self.commit_all([result]))[0]
 
     async def commit_all(self, results: Sequence[Result]) -> list[list[PendingRecord]]:
-        """As `commit_results`. One lane writes for all that wait; all of them go on in the same turn of the loop."""
+        """Commit results, as `commit_results` does.
+
+        One lane writes for all that wait; all of them go on in the same turn of the loop.
+        """
         place = _PendingResults(results)
         self._waiting.append(place)
         if self._is_writing:
@@ -80,7 +83,7 @@ class GroupCommit:
     async def _write(self) -> None:
         places, self._waiting = self._waiting, []
         results = [result for place in places for result in place.results]
-        # What requests have cost waits for what they gave: answers of a device alone are a shorter statement.
+        # The cost of requests is written with their results, so a device's answers alone take a shorter statement.
         is_answers = all(isinstance(result, DeviceAnswered) for result in results)
         uses = [] if is_answers else self._meter.take()
         try:
@@ -106,8 +109,9 @@ class FoundRecords(NamedTuple):
 
 
 class GroupDelivery:
-    """Delivers what several documents gave as one. Documents that are committed together bring their records in the
-    same turn of the loop, so a device gets them in one frame, and its answers are committed together, too."""
+    """Delivers the records of several documents as one. Documents that are committed together bring their records in
+    the same turn of the loop, so a device gets them in one frame, and its answers are committed together, too.
+    """
 
     def __init__(self, deliver: Callable[[Sequence[FoundRecords]], Awaitable[None]]) -> None:
         self._deliver = deliver
@@ -115,7 +119,7 @@ class GroupDelivery:
         self._delivered: asyncio.Future[None] | None = None
 
     async def deliver(self, found: FoundRecords) -> None:
-        """Returns when the records are settled. Raises what came of any that were delivered with them."""
+        """Return when the records are settled. Raises any error of those that were delivered with them."""
         self._waiting.append(found)
         if self._delivered is not None:
             await asyncio.shield(self._delivered)
@@ -124,7 +128,7 @@ class GroupDelivery:
         self._delivered = delivered = asyncio.get_running_loop().create_future()
         try:
             try:
-                await asyncio.sleep(0)  # the others bring theirs
+                await asyncio.sleep(0)  # the other lanes bring their records
             finally:
                 group, self._waiting, self._delivered = self._waiting, [], None
             await self._deliver(group)
@@ -133,6 +137,6 @@ class GroupDelivery:
             raise
         except Exception as error:
             delivered.set_exception(error)
-            delivered.exception()  # it is raised here, whether others wait or not
+            delivered.exception()  # this lane raises it, whether others wait or not
             raise
         delivered.set_result(None)

@@ -35,8 +35,8 @@ _ABOUT_SOURCES = (
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """A line to write. `code` and `count` are stored in the clear, `source` (a path) and `message` sealed. Where
-    `message` is a literal or a Text, it is read in the language of who reads it.
+    """A line to write. `code` and `count` are stored in the clear, `source` (a path) and `message` sealed. A `message`
+    that is a literal or a Text is shown in the reader's language.
 
     Two entries about sources are the same event if kind, code, source, message and `key` are equal. Other entries are
     the same event only if they have a `key`; without one, each is a new event.
@@ -51,8 +51,7 @@ class JournalEntry:
 
 
 def entries_about(document: Document, source: str) -> list[JournalEntry]:
-    """Return what is to be said of how a document was read: parts that could not
-    be, and where its reading was a guess."""
+    """Return entries on how a document was read: parts that could not be, and where its reading was a guess."""
     return [
         *(
             JournalEntry(EventKind.SOURCE_PARTIAL, "partly_read", source=source, message=each)
@@ -66,10 +65,10 @@ def entries_about(document: Document, source: str) -> list[JournalEntry]:
 
 
 def write(run: Run, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
-    """Append entries; the database numbers them. Returns those that are new, or had been over.
+    """Append entries; the database numbers them. Returns those that are new, or that reopen an event.
 
-    Call it in the transaction that makes the change, with the run's row locked: then a reader who has seen a number
-    has seen all smaller numbers of that run.
+    Call it in the transaction that makes the change, with the run's row locked: then a reader who has seen a number has
+    seen all smaller numbers of that run.
     """
     prepared = prepare(run.pk, cipher_for(run.user_id), entries)
     if not prepared.wanted:
@@ -82,7 +81,7 @@ def write(run: Run, entries: Iterable[JournalEntry]) -> list[JournalEntry]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Entries on their way into the journal of a run, by nonce. `again`: those that are there twice."""
+    """Entries on their way into the journal of a run, by nonce. `again`: those that occur twice."""
 
     run_id: UUID
     cipher: UserCipher
@@ -90,7 +89,7 @@ class Prepared:
     again: Sequence[tuple[UUID, JournalEntry]] = ()
 
     def values(self) -> dict[str, Any]:
-        """The parameters of INSERT_SQL, but for `run`."""
+        """Return the parameters of INSERT_SQL, except `run`."""
         return {
             "nonces": list(self.wanted),
             "kinds": [str(entry.kind) for entry in self.wanted.values()],
@@ -101,7 +100,7 @@ class Prepared:
 
 
 def prepare(run_id: UUID, cipher: UserCipher, entries: Iterable[JournalEntry]) -> Prepared:
-    """Entries for INSERT_SQL, after which `settle` is to be called."""
+    """Return entries for INSERT_SQL. Call `settle` after it."""
     wanted: dict[UUID, JournalEntry] = {}
     again: list[tuple[UUID, JournalEntry]] = []
     for entry in entries:
@@ -114,8 +113,9 @@ def prepare(run_id: UUID, cipher: UserCipher, entries: Iterable[JournalEntry]) -
 
 
 def settle(prepared: Prepared, inserted: Collection[UUID]) -> list[JournalEntry]:
-    """Write what is still to be said of entries of which these were inserted: others are there with another count.
-    Returns those that are new."""
+    """Write events for entries that were not among the inserted ones, because they exist with another count. Returns
+    those that are new.
+    """
     new = [entry for nonce, entry in prepared.wanted.items() if nonce in inserted]
     again = list(prepared.again)
     again += [(nonce, entry) for nonce, entry in prepared.wanted.items() if nonce not in inserted]
@@ -135,7 +135,7 @@ def _nonce(run_id: UUID, cipher: UserCipher, entry: JournalEntry) -> UUID:
 
 
 def _conflicts(run_id: UUID, again: Sequence[tuple[UUID, JournalEntry]]) -> list[JournalEntry]:
-    """Entries for events that exist with another count: each as a new event, and a note that they differ."""
+    """Return entries for events that exist with another count: each as a new event, with a note that they differ."""
     there = RunEvent.objects.filter(run=run_id, nonce__in=[nonce for nonce, _ in again])
     counts = dict(there.values_list("nonce", "count"))
     found = []
@@ -146,7 +146,7 @@ def _conflicts(run_id: UUID, again: Sequence[tuple[UUID, JournalEntry]]) -> list
     return found
 
 
-# ORDER BY: the numbers are given in this order. With the values of `Prepared`; also as a part of other statements.
+# ORDER BY, because events are numbered in this order. Takes the values of `Prepared`; also a part of other statements.
 INSERT_SQL: Final = """
 INSERT INTO agents_runevent AS known (run_id, nonce, kind, code, count, details)
 SELECT %(run)s::uuid, nonce, kind, code, count, details
@@ -166,9 +166,11 @@ def _seal(cipher: UserCipher, nonce: UUID, entry: JournalEntry) -> bytes | None:
 
 
 def resolve_failures(run: Run) -> int:
-    """Mark the failures of earlier attempts as over, because a new attempt reads their sources again; one that fails
-    again in the same way is reopened. Quarantined sources and problems with records stay. Returns how many problems
-    are over."""
+    """Mark the failures of earlier attempts as over, because a new attempt reads their sources again. Returns how many
+    are over.
+
+    One that fails again in the same way is reopened. Quarantined sources and problems with records stay.
+    """
     if not run.problems:
         return 0
     events = RunEvent.objects.filter(run=run, kind=EventKind.SOURCE_FAILED, is_over=False).exclude(
@@ -180,14 +182,16 @@ def resolve_failures(run: Run) -> int:
 
 
 def read(run: Run, *, after: int = 0, most: int = 1000) -> list[dict[str, Any]]:
-    """A run's events after a `seq`, unsealed for their owner."""
+    """Return a run's events after a `seq`, unsealed for their owner."""
     cipher = cipher_for(run.user_id)
     return [event_body(event, cipher) for event in run.events.filter(seq__gt=after)[:most]]
 
 
 def problems_of(runs: Sequence[Run], *, most: int = 50) -> dict[UUID, list[dict[str, Any]]]:
-    """Why each of several runs of one user ended, if that was no success, and its first problems; in one query. Empty
-    if there are none."""
+    """Return, in one query, why each of several runs of one user ended without success, and its first problems.
+
+    Empty for runs without any.
+    """
     found: defaultdict[UUID, list[dict[str, Any]]] = defaultdict(list)
     troubled = [run for run in runs if run.problems or not (run.is_live or run.state == Run.State.SUCCESS)]
     if troubled:
@@ -212,7 +216,7 @@ _REGULAR_ENDS = ["completed", "empty", "completed_with_failures", "nothing_could
 
 
 def event_body(event: RunEvent, cipher: UserCipher) -> dict[str, Any]:
-    """An event as REST shows it, its message in the language that is spoken. Raises SealBroken."""
+    """Return an event as REST shows it, its message in the active language. Raises SealBroken."""
     source = message = ""
     if event.details is not None:
         source, kept = RunEvent.details.unseal_from(cipher, event)
@@ -258,7 +262,7 @@ _PROBLEM_TEXTS = {
 
 
 def problem_text(event: dict[str, Any]) -> str:
-    """A problem in a sentence, in the language that is spoken: which source, what happened, how often."""
+    """Return a problem as a sentence in the active language: which source, what happened, how often."""
     known = _PROBLEM_TEXTS.get(event["code"])
     words = event["message"] or (gettext(known) if known else event["code"])
     counted = (

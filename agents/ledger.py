@@ -1,5 +1,7 @@
 """The ledger: which sources an agent has read, which are being read, and which are quarantined because workers crashed
-over them. Also what a source is: a document that stays one when its file is renamed, and a mail that is its Message-ID.
+over them.
+
+It also identifies sources: a document stays the same when its file is renamed, and a mail is its Message-ID.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from agents.journal import EventKind, JournalEntry
 from agents.models import Source, SourceInFlight
 
 _MESSAGE_ID: Final = "Message-ID"
-# SQL by hand, because models and the ORM's bulk_create take several times the CPU, for each document of a run.
-# `held` locks the run's row, as claimed_runs.held does, before anything is written.
+# SQL by hand, because for each document of a run, models and the ORM's bulk_create take several times the CPU. `held`
+# locks the run's row before anything is written, as claimed_runs.held does.
 _MARK_IN_FLIGHT: Final = """
 WITH held AS (
     SELECT agent_id FROM agents_run WHERE id = %s AND fence = %s FOR NO KEY UPDATE
@@ -42,7 +44,7 @@ SELECT agent_id FROM held
 CLEAR_IN_FLIGHT_SQL: Final = """
 DELETE FROM agents_sourceinflight WHERE agent_id = %(agent)s::uuid AND key = ANY(%(keys_read)s::bytea[])
 """
-# Write how sources were read, with `record_values`. One that is there keeps its identity.
+# Store how sources were read, with `record_values`. An existing source keeps its identity.
 RECORD_SQL: Final = """
 INSERT INTO agents_source (agent_id, config_version, key, document, copy_of, content_hash, outcome, missed, updated_at)
 SELECT %(agent)s::uuid, %(config_version)s::bytea, key, document, copy_of, content, outcome, 0, statement_timestamp()
@@ -51,7 +53,7 @@ FROM unnest(%(source_keys)s::bytea[], %(documents)s::uuid[], %(copies_of)s::uuid
 ON CONFLICT (agent_id, key) DO UPDATE SET content_hash = excluded.content_hash,
     config_version = excluded.config_version, outcome = excluded.outcome, updated_at = excluded.updated_at
 """
-# Sources of all agents of a user: agent, key, document, copy of which, content.
+# Sources of all agents of a user: agent, key, document, the document that it copies, content.
 _OF_USER = """
 SELECT agent_id, key, document, copy_of, content_hash
 FROM agents_source AS source JOIN agents_agent AS agent ON agent.id = source.agent_id WHERE agent.user_id = %s
@@ -69,7 +71,7 @@ class Identity:
 
 
 def needs_reading(claimed: ClaimedRun, sources: Collection[tuple[bytes, bytes]]) -> list[bool]:
-    """For each (source key, content hash): whether it was not read yet with this content and configuration.
+    """Return, for each (source key, content hash), whether it was not read yet with this content and configuration.
 
     A quarantine ends after RUNS["quarantine_s"]: something other than the source may have killed the workers.
     """
@@ -79,13 +81,14 @@ def needs_reading(claimed: ClaimedRun, sources: Collection[tuple[bytes, bytes]])
 
 
 def read_sources(claimed: ClaimedRun) -> QuerySet[Source]:
-    """Sources of any agent that were read with this configuration, without those whose quarantine is over."""
+    """Return sources of any agent that were read with this configuration, except those whose quarantine is over."""
     return Source.objects.filter(_is_read(claimed))
 
 
 class KnownSource(NamedTuple):
-    """The ledger's row of a source. `is_read`: with this configuration (`read_sources`); `missed`: in how many listings
-    in a row it was not."""
+    """The ledger's row of a source. `is_read`: whether it was read with this configuration (`read_sources`); `missed`:
+    the number of listings in a row that lacked it.
+    """
 
     content: bytes
     missed: int
@@ -93,14 +96,17 @@ class KnownSource(NamedTuple):
 
 
 class Known(dict[bytes, KnownSource]):
-    """Sources by key. `of_agent`: how many the ledger has of the agent, if that was asked and one of these is known."""
+    """Sources by key. `of_agent`: the number of the agent's sources in the ledger, if it was counted and one of these
+    is known.
+    """
 
     of_agent: int | None = None
 
 
 def known_sources(claimed: ClaimedRun, keys: Collection[bytes], *, counted: bool = False) -> Known:
-    """Those of these sources that the agent's ledger has. With `counted` all of the agent's are counted, too; it is one
-    statement either way."""
+    """Return those of these sources that the agent's ledger has, in one statement. `counted`: also count all of the
+    agent's.
+    """
     mine = Source.objects.filter(agent_id=claimed.agent_id)
     is_read = Case(When(_is_read(claimed), then=True), default=False, output_field=BooleanField())
     count = mine.order_by().values("agent_id").annotate(n=Count("pk")).values("n")
@@ -122,9 +128,11 @@ def _is_read(claimed: ClaimedRun) -> Q:
 
 
 def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[bytes, Identity]:
-    """Tell what these sources are, by key. One query if all of them are known to the agent, two otherwise."""
+    """Return the identities of these sources, by key. One query if all of them are known to the agent, two
+    otherwise.
+    """
     found: dict[bytes, Identity] = {}
-    elsewhere: dict[bytes, Identity] = {}  # what other agents know
+    elsewhere: dict[bytes, Identity] = {}  # known to other agents
     keys = [document.key for document in documents]
     for agent, key, document, copy_of, _ in _sources(_BY_KEY, claimed.user_id, keys):
         (found if agent == claimed.agent_id else elsewhere)[key] = Identity(document, copy_of)
@@ -147,7 +155,7 @@ def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[b
         if is_mail(each):
             found[each.key] = identity
             continue
-        if identity.document in taken:  # its path was another document's, which lies elsewhere now
+        if identity.document in taken:  # its path was another document's, which has moved
             identity = Identity(derived_document(each.key, each.content_hash))
         original = same_content.get(claimed.content_key(each.content_hash)) if contents else None
         if identity.copy_of is None and original not in (None, identity.document):
@@ -174,12 +182,12 @@ def _wanted(claimed: ClaimedRun, document: SourceDocument, elsewhere: Identity |
 
 
 def default_document(key: bytes) -> UUID:
-    """The document that a source is, if nothing else is known of it: the same again after its agent was made anew."""
+    """Return the default document of a source that nothing else identifies: the same if its agent is made anew."""
     return UUID(bytes=key[:16])
 
 
 def derived_document(key: bytes, content_hash: bytes) -> UUID:
-    """Another document for a source whose default one is, or may be, something else."""
+    """Return another document for a source that is not, or may not be, its default one."""
     return UUID(bytes=hashlib.sha256(key + content_hash).digest()[:16])
 
 
@@ -202,7 +210,7 @@ def mark_in_flight(claimed: ClaimedRun, keys: Collection[bytes]) -> None:
 def record_sources(
     claimed: ClaimedRun, sources: Iterable[tuple[bytes, bytes, Identity, Source.Outcome]]
 ) -> None:
-    """Write sources into the ledger: (key, content hash, identity, outcome). One that is there keeps its identity."""
+    """Write sources into the ledger: (key, content hash, identity, outcome). An existing source keeps its identity."""
     if sources := list(sources):
         with prepared_cursor() as cursor:
             cursor.execute(RECORD_SQL, record_values(claimed, sources))
@@ -211,7 +219,7 @@ def record_sources(
 def record_values(
     claimed: ClaimedRun, sources: Iterable[tuple[bytes, bytes, Identity, Source.Outcome]]
 ) -> dict[str, Any]:
-    """The parameters of RECORD_SQL for sources as `record_sources` takes them."""
+    """Return the parameters of RECORD_SQL for sources in the form of `record_sources`."""
     rows = {key: (content, identity, outcome) for key, content, identity, outcome in sources}
     return {
         "agent": claimed.agent_id,
@@ -226,7 +234,7 @@ def record_values(
 
 @transaction.atomic
 def quarantine(claimed: ClaimedRun, document: SourceDocument) -> None:
-    """Skip a source for a while, with this content and configuration: too many workers crashed over it.
+    """Skip a source for a while, with this content and configuration, because too many workers crashed over it.
 
     After the quarantine it is read alone, and one more crash quarantines it again. Raises AgentGone, LeaseLost.
     """

@@ -35,11 +35,11 @@ from agents.folder_listings import ListedFile, Listing
 from agents.journal import EventKind, JournalEntry
 
 MAX_DOCUMENT_CHARS: Final = 32 * 1024 * 1024
-# Files requested and not received, beyond which further manifests wait.
+# With more requested files than this still to come, further manifests wait.
 _MAX_REQUESTED: Final = 2_000
-# After this long without a frame, the device is taken to have sent all it can of what was requested.
+# After this long without a frame, the device is assumed to have sent all that it can of the request.
 _LULL_S: Final = 0.5
-# Journal entries about files of one run's end; the rest are only counted.
+# The most journal entries about files at the end of one run; further ones are only counted.
 _MAX_ENTRIES: Final = 1_000
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,10}")
 _MAX_SUFFIXES: Final = 100
@@ -51,7 +51,7 @@ class DeviceSilent(Exception):
 
 
 async def list_projects(link: DeviceLink) -> dict[str, str]:
-    """The user's open projects on a device: id → name. Raises DeviceOffline, DeviceSilent, DeviceRefused."""
+    """Return the user's open projects on a device: id → name. Raises DeviceOffline, DeviceSilent, DeviceRefused."""
     try:
         result = await link.call(new_call("select", "projects", filters={}))
     except OutcomeUnknown:
@@ -71,7 +71,7 @@ class _Parts:
     got: dict[int, str] = field(default_factory=dict)
 
 
-# More than 250 lines: listing, choosing, asking and receiving go on at once, over the same few sets of files.
+# More than 250 lines: listing, choosing, requesting and receiving go on at once, over the same few sets of files.
 class LocalFolders:
     """Reads folders on a device: only new or changed files if the device can list them first in a manifest."""
 
@@ -80,7 +80,7 @@ class LocalFolders:
     ) -> None:
         self._link, self._claimed, self._counts = link, claimed, counts
         self._run_id = str(claimed.run_id)
-        # Files requested and not received: path → content hash.
+        # Requested files that have not arrived: path → content hash.
         self._requested: dict[str, bytes] = {}
         self._parts: dict[str, _Parts] = {}
         self._parts_chars = 0
@@ -92,17 +92,17 @@ class LocalFolders:
         self._later = link.frames.later
 
     async def settled(self, document: SourceDocument) -> None:
-        """Nothing to do: the ledger knows what was read."""
+        """Do nothing: the ledger knows which documents were read."""
 
     async def finish(self) -> None:
-        """Enter copies into the ledger, and count sources that are gone, once all that was due is read."""
+        """Enter copies into the ledger, and count missing sources, once all due files are read."""
         if self._sample is None:
             entries = await db.run(self._listing.finish)
             if entries:
                 await self._counts.add(hold=False, entries=entries)
 
     async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
-        """Documents as they arrive.
+        """Yield documents as they arrive.
 
         A batch is acknowledged once all of it was taken, so a device that sends faster than the model reads has to
         wait. Raises DeviceOffline, DeviceSilent, and FlowExceeded if the device does not wait.
@@ -193,7 +193,9 @@ class LocalFolders:
         await self._link.notify(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
     async def _take(self, files: Sequence[AgentFile]) -> list[SourceDocument]:
-        """The documents that a batch completes. Unchanged and unusable files go into the counts and the journal."""
+        """Return the documents that a batch completes. Unchanged and unusable files go into the counts and the
+        journal.
+        """
         documents: list[SourceDocument] = []
         entries: list[JournalEntry] = []
         about: list[JournalEntry] = []
@@ -248,7 +250,7 @@ class LocalFolders:
         return documents
 
     def _assemble(self, file: AgentFile) -> tuple[str, str | None]:
-        """A problem with a file ("" if none), and its text once all parts have arrived (None before)."""
+        """Return a problem with a file ("" if none), and its text once all parts have arrived (None before)."""
         if file.part is None or file.parts is None or file.parts == 1:
             return ("too_large", "") if len(file.content) > MAX_DOCUMENT_CHARS else ("", file.content)
         parts = self._parts.setdefault(file.path, _Parts(file.parts))
@@ -256,7 +258,7 @@ class LocalFolders:
             self._drop(file.path)
             return "damaged_on_the_way", ""
         # One limit for all unfinished files, because a device may begin a file before it finishes another. Of a file
-        # that exceeds it nothing more is kept, and the problem is reported with its last part.
+        # that exceeds the limit no more is kept, and the problem is reported with its last part.
         room = self._parts_chars + len(file.content) <= MAX_DOCUMENT_CHARS and -1 not in parts.got
         if not room:
             self._parts_chars -= sum(map(len, parts.got.values()))
@@ -330,7 +332,7 @@ class LocalFolders:
 
 
 def _passed_over(said: Mapping[str, int]) -> dict[str, int]:
-    """A device's counts by suffix, checked; what is no plain suffix is counted as "other"."""
+    """Return a device's counts by suffix, checked; anything that is no plain suffix counts as "other"."""
     found: Counter[str] = Counter()
     for suffix, count in list(said.items())[:_MAX_SUFFIXES]:
         if count > 0:

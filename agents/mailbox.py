@@ -1,4 +1,4 @@
-"""Mailboxes and channels as a source of documents. Reading them at the provider is in `integrations`."""
+"""Mailboxes and channels as a source of documents. `integrations` reads them at the provider."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _READERS: Final[Mapping[Provider, type[MailboxSync]]] = {
     Provider.OUTLOOK: OutlookSync,
     Provider.TEAMS: TeamsSync,
 }
-# Messages read ahead.
+# The most messages read ahead.
 _QUEUE_SIZE: Final = 4
 _SAVE_CURSOR_EVERY_S: Final = 2.0
 _TITLE_CHARS: Final = 200
 # The code of a message that may be readable later: the cursor stays before it.
 _TRANSIENT_CODE: Final = "provider_away"
 
-# A message with the cursor after the one before it. The last of all has no message.
+# A message, with the cursor after the message before it. The last item has no message.
 _Arrived = tuple[MailItem | None, str | None]
 
 
@@ -69,8 +69,10 @@ class Mailbox:
         self._storing = asyncio.Lock()
 
     async def batches(self) -> AsyncGenerator[list[SourceDocument], None]:
-        """Documents as they arrive. An error of the provider ends them and is raised by `finish`, so that what was read
-        before is still used."""
+        """Yield documents as they arrive.
+
+        An error of the provider ends them; `finish` raises it, so that the documents read before are still used.
+        """
         arriving: asyncio.Queue[_Arrived] = asyncio.Queue(_QUEUE_SIZE)
         reading = asyncio.create_task(self._read(arriving), name="mailbox")
         try:
@@ -89,7 +91,7 @@ class Mailbox:
             raise self._error
 
     async def settled(self, document: SourceDocument) -> None:
-        """A document's records are committed, so the cursor may move past it."""
+        """Note that a document's records are committed, so the cursor may move past it."""
         self._open.pop(document.key, None)
         if time.monotonic() - self._stored_at >= _SAVE_CURSOR_EVERY_S:
             await self._store()
@@ -109,7 +111,7 @@ class Mailbox:
             if self._sample is None:
                 checkpoint = await self._pass(arriving, self._account.cursor, self._due)
             else:
-                # New messages; if there are none, any.
+                # New messages first; if there are none, any.
                 await self._pass(arriving, None, partial(self._due_in_sample, True))
                 if not self._arrived and arriving.empty():
                     await self._pass(arriving, None, partial(self._due_in_sample, False))
@@ -120,7 +122,7 @@ class Mailbox:
     async def _pass(
         self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: DueFilter
     ) -> str | None:
-        """Read once through the account. Returns the cursor to continue from once all of it is settled."""
+        """Read once through the account. Returns the cursor to continue from once everything is settled."""
         reader = _reader(self._claimed.user_id, self._account)
         async with aclosing(reader.messages(cursor=cursor, filters=self._filters, due=due)) as items:
             async for item in items:
@@ -153,7 +155,7 @@ class Mailbox:
         return [is_due and self._sample.take(1) == 1 for is_due in due]
 
     async def _take(self, arrived: Sequence[_Arrived]) -> list[SourceDocument]:
-        """The documents among the items. Unreadable messages go into the journal, with the reason."""
+        """Return the documents among the items. Unreadable messages go into the journal, with the reason."""
         documents, entries, before = [], [], self._arrived
         about: list[JournalEntry] = []
         for item, checkpoint in arrived:
@@ -210,7 +212,7 @@ async def sample_messages(
     connection_id: UUID | None = None,
     most: int = 3,
 ) -> list[SourceDocument]:
-    """A few messages that an agent with these filters would read, without run, ledger and cursor.
+    """Return a few messages that an agent with these filters would read, without run, ledger and cursor.
 
     Raises Invalid if there is no connection, or several and none is named, and errors of the provider.
     """

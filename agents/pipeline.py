@@ -1,6 +1,6 @@
 """The pipeline of a run: documents are read from the source, records extracted from them, committed and delivered.
 
-Several documents are in work at a time while others still arrive.
+Several documents are processed at a time while others still arrive.
 """
 
 from __future__ import annotations
@@ -35,32 +35,34 @@ from agents.record_validation import RecordRules
 from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed
 from memory.profile import read_profile
 
-# Failures of the model in a row, after which it counts as unavailable.
+# After this many failures of the model in a row, it counts as unavailable.
 _MAX_MODEL_FAILURES: Final = 5
-# Documents unread because of transient failures, after which the run is better tried again later.
+# After this many documents unread because of transient failures, it is better to retry the run later.
 _MAX_UNREAD: Final = 1_000
-# Characters of documents held at once; a longer document is held alone.
+# The most characters of documents held at once; a longer document is held alone.
 _MAX_HELD_CHARS: Final = 16 * 1024 * 1024
 _LOCK_POLL_S: Final = 0.05
-# Places of one mistake that the journal names.
+# The most places of one mistake that the journal names.
 _MAX_PLACES: Final = 5
 
 
 class ModelKeepsFailing(Exception):
-    """The model failed several times in a row; `error` is the last failure. `is_over`: everything else was read."""
+    """The model failed several times in a row; `error` is the last failure. `is_over`: whether everything else was
+    read.
+    """
 
     def __init__(self, error: llm.ModelError, *, is_over: bool = False) -> None:
         super().__init__(error.code)
         self.error, self.is_over = error, is_over
 
 
-# More than 250 lines: what is read, extracted, committed and delivered at once is bounded and counted in one place.
+# More than 250 lines: one place bounds and counts all that is read, extracted, committed and delivered at once.
 class Pipeline:
     """Reads, extracts, commits and delivers everything of one run.
 
-    `counts`: what of its counts is not written yet. `progressed_at`: when a document last arrived or was read, by the
-    monotonic clock. `found` counts what was found, by table. `unread` holds the sources that failed for a transient
-    reason.
+    `counts`: the part of its counts that is not written yet. `progressed_at`: when a document last arrived or was read,
+    by the monotonic clock. `found` counts found records by table. `unread` holds the sources that failed for a
+    transient reason.
     """
 
     source: LocalFolders | Mailbox
@@ -88,12 +90,12 @@ class Pipeline:
         self._deliveries = GroupDelivery(self._deliver)
         self._identities: dict[bytes, Identity] = {}  # identities of documents that are being processed
         self._read_before: set[UUID] = set()  # documents with records
-        self._may_wait = claimed.records_wait  # records, to be delivered
-        self._may_follow = claimed.changes_wait  # changes of sources, to be brought to their rows
+        self._may_wait = claimed.records_wait  # whether records may wait to be delivered
+        self._may_follow = claimed.changes_wait  # whether changes may wait for their rows
 
     @property
     def needs_device(self) -> bool:
-        """True if nothing can be read without the device. Records from a mailbox wait for one."""
+        """True if nothing can be read without the device. Records from a mailbox can wait for one."""
         return self._claimed.account is None
 
     def device_lost(self) -> None:
@@ -103,8 +105,11 @@ class Pipeline:
         self.device = None
 
     async def run(self) -> None:
-        """Raises ModelKeepsFailing, DeviceOffline, DeviceSilent, AgentGone, LeaseLost,
-        BudgetSpent, and errors of the source."""
+        """Run to the end.
+
+        Raises ModelKeepsFailing, DeviceOffline, DeviceSilent, AgentGone, LeaseLost, BudgetSpent, and errors of the
+        source.
+        """
         if self.device is not None:
             try:
                 self.epoch = (await self._link.target()).epoch
@@ -114,9 +119,10 @@ class Pipeline:
             raise DeviceOffline  # it never connected; a link that names no device would take any
         await self._deliver_waiting()
         projects = await self._projects()
-        extractor: Extractor | None = None  # it is made when there is something to read
+        extractor: Extractor | None = None  # made when there is something to read
         at_once = settings.MODEL_CONCURRENCY_PER_USER
-        # The model's client limits its calls. Twice as many lanes, because those that commit or deliver make none.
+        # The model's client limits its calls. There are twice as many lanes, because those that commit or deliver make
+        # none.
         lanes = 2 * at_once
         # Bounded: the source acknowledges no batch before its documents have found a place here.
         documents: asyncio.Queue[SourceDocument | None] = asyncio.Queue(at_once)
@@ -151,7 +157,7 @@ class Pipeline:
             raise ModelKeepsFailing(self._last_failure, is_over=True)
 
     async def _deliver_waiting(self) -> None:
-        """Deliver records that are waiting since an interruption of this run, or of one before it."""
+        """Deliver records that wait since an interruption of this run, or of one before it."""
         while (
             self._may_wait
             and self.device is not None
@@ -169,7 +175,7 @@ class Pipeline:
         self._may_wait = self.device is None
 
     async def _follow_sources(self) -> None:
-        """Bring what changed in the sources to the rows that were found in them."""
+        """Bring the changes of sources to the rows that were found in them."""
         if self.device is None or self._claimed.dry_run or not self._may_follow:
             return
         try:
@@ -180,14 +186,14 @@ class Pipeline:
             self.device_lost()
 
     async def _known(self, identity: Identity | None) -> list[KnownRecord]:
-        """Return what was found in a document before, to be shown to the model."""
+        """Return the records found in a document before, for the model."""
         if identity is None or identity.document not in self._read_before:
             return []
         found = await db.run(found_records.known_records, self._claimed, [identity])
         return found.get(identity.document, [])
 
     async def _deliver(self, found: Sequence[FoundRecords]) -> None:
-        """Deliver the records of documents together, and commit what the device answers."""
+        """Deliver the records of documents together, and commit the device's answers."""
         records = [record for each in found for record in each.records]
 
         async def settle(outcomes: delivery.Outcomes) -> None:
@@ -213,7 +219,7 @@ class Pipeline:
         return Extractor(model, self._claimed.prompt_template, rules, profile)
 
     async def _projects(self) -> dict[str, str]:
-        """The user's projects, so that records can refer to real ones. Without a device, none are known."""
+        """Return the user's projects, so that records can refer to real ones; none without a device."""
         if self.device is None:
             return {}
         try:
@@ -232,8 +238,8 @@ class Pipeline:
     ) -> None:
         """Pass documents to the lanes.
 
-        A document over which a worker crashed is read while no other of this run is; one over which two crashed, while
-        no other such document is in this process. So the next crash shows which document it was.
+        A document over which one worker crashed is read while no other of this run is; one over which two crashed,
+        while no other such document is in this process. So the next crash shows which document caused it.
         """
         crashes = self._claimed.crash_counts
         others = [document for document in batch if document.key not in crashes]
@@ -276,7 +282,7 @@ class Pipeline:
     ) -> None:
         identity = self._identities.pop(document.key, None)
         if self._spent:
-            return  # it is read when there is money again
+            return  # read when there is money again
         try:
             await extractor.extract(document, extraction, await self._known(identity))
         except llm.BudgetSpent as spent:
@@ -322,8 +328,10 @@ class Pipeline:
 def _identify(
     claimed: ClaimedRun, batch: list[SourceDocument], *, marked: bool
 ) -> tuple[dict[bytes, Identity], set[UUID]]:
-    """Return what these documents are, by key, and in which of them records were found
-    before. `marked`: their reading begins at once."""
+    """Return these documents' identities, by key, and those in which records were found before.
+
+    `marked`: their reading begins at once.
+    """
     identities = ledger.identify(claimed, batch)
     read_before = found_records.with_records(claimed, identities.values())
     if marked:
@@ -332,8 +340,9 @@ def _identify(
 
 
 def _entries(document: SourceDocument, extraction: Extraction) -> list[JournalEntry]:
-    """Return journal entries about what could not be used: one for each kind of mistake, however often the model made
-    it, with its places."""
+    """Return journal entries about unusable records: one for each kind of mistake, however often the model made it,
+    with its places.
+    """
     rejected: dict[tuple[str, str], list[str]] = {}
     left_out: dict[str, list[str]] = {}
     for item in extraction.rejected:
@@ -386,7 +395,7 @@ _suspect_lock = threading.Lock()
 
 @asynccontextmanager
 async def _one_suspect_at_a_time() -> AsyncIterator[None]:
-    """One at a time among all runs of this process, each of which has its own thread and event loop."""
+    """Let in one at a time among all runs of this process, each of which has its own thread and event loop."""
     # A thread that waits for a lock cannot be cancelled, and asyncio's locks belong to one loop.
     while not _suspect_lock.acquire(blocking=False):  # noqa: ASYNC110
         await asyncio.sleep(_LOCK_POLL_S)

@@ -1,9 +1,8 @@
-"""Plan limits of agents: how many may run, and which ones do when there are more.
+"""Plan limits of agents: how many may run, and which ones do if there are more.
 
-A plan limits the agents that there are, those that are enabled, and the providers that these read. After a downgrade
-nothing is deleted and nothing is switched off: enabled agents beyond the plan are held (`Agent.held_by_plan`), do not
-run, and come back when there is room. Those that run go on running; if there are too many, the oldest do. The user may
-choose others (`keep`).
+A plan limits the number of agents, of enabled ones, and of the providers that these read. After a downgrade nothing is
+deleted or switched off: enabled agents beyond the plan are held (`Agent.held_by_plan`), do not run, and come back when
+there is room. Agents that run go on running; if there are too many, the oldest do. The user may choose others (`keep`).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def count(user_id: uuid.UUID) -> int:
 
 
 def count_running(user_id: uuid.UUID) -> int:
-    """Enabled agents that are not held."""
+    """Return the number of enabled agents that are not held."""
     found: int = prepared_value(
         "SELECT count(*) FROM agents_agent WHERE user_id = %s AND enabled AND NOT held_by_plan", user_id
     )
@@ -54,7 +53,7 @@ def claim_new(agent: Agent) -> None:
 
 
 def require_running(account: Account, agent: Agent) -> None:
-    """The same for an agent that is about to be enabled; the account is locked. Raises QuotaExceeded."""
+    """Check the same for an agent that is about to be enabled; the account is locked. Raises QuotaExceeded."""
     if account.plan is None:
         return
     others = Agent.objects.of(agent.user_id).running().exclude(pk=agent.pk)
@@ -70,13 +69,16 @@ def check_new(user_id: uuid.UUID) -> None:
     entitlements.check(user_id, "agents")
 
 
-# ── What is over the plan ───────────────────────────────────────────────────────────────────────────────
+# ── Agents beyond the plan ──────────────────────────────────────────────────────────────────────────────
 
 
 @transaction.atomic
 def settle(user_id: uuid.UUID) -> int:
-    """Hold the enabled agents that the plan has no room for, and let run again those that it has. Returns how many
-    changed. Safe at any time. Raises NoSuchUser."""
+    """Hold the enabled agents that the plan has no room for, and release those that it has room for. Returns how many
+    changed.
+
+    Safe at any time. Raises NoSuchUser.
+    """
     account = entitlements.lock(user_id)
     if account.plan is None and not Agent.objects.of(user_id).filter(held_by_plan=True).exists():
         return 0
@@ -85,10 +87,9 @@ def settle(user_id: uuid.UUID) -> int:
 
 @transaction.atomic
 def keep(*, user_id: uuid.UUID, agent_ids: Collection[uuid.UUID]) -> None:
-    """Let these agents of a user run before others. What room is left, those that run now keep, then the oldest.
+    """Let these agents of a user run before others. The remaining room goes to agents that run now, then to the oldest.
 
-    Raises QuotaExceeded if the plan has no room for all of them, and NotFound if one is none of the user's or is
-    disabled.
+    Raises QuotaExceeded if the plan has no room for all of them, and NotFound if one is not the user's or is disabled.
     """
     account = entitlements.lock(user_id)
     if len(set(agent_ids)) != Agent.objects.of(user_id).filter(enabled=True, pk__in=agent_ids).count():
@@ -105,7 +106,7 @@ def _settle(account: Account, *, first: Collection[uuid.UUID]) -> int:
         .select_for_update(of=("self",), no_key=True)
     )
     chosen = [agent for agent in enabled if agent.pk in first]
-    # Sorting is stable: within each, the oldest come first.
+    # Sorting is stable: within each group, the oldest come first.
     by_claim = sorted(enabled, key=lambda agent: (agent.pk not in first, agent.held_by_plan))
     allowed = within(
         by_claim,
@@ -117,7 +118,7 @@ def _settle(account: Account, *, first: Collection[uuid.UUID]) -> int:
     for agent in changed:
         agent.held_by_plan = not agent.held_by_plan
         if not agent.held_by_plan:
-            # As after it was switched on: slots that passed while it was held are not made up for.
+            # As when it is switched on: slots that passed while it was held are not made up for.
             agent.next_run_at = schedules.next_run_at(agent)
     Agent.objects.bulk_update(changed, ["held_by_plan", "next_run_at"])
     if changed:
@@ -137,7 +138,7 @@ def _require_all(account: Account, chosen: Sequence[Agent], allowed: Collection[
 def within(
     agents: Sequence[Agent], *, agents_limit: int | None, providers_limit: int | None
 ) -> set[uuid.UUID]:
-    """Those of these agents that a plan lets run, the first before the others. None is no limit."""
+    """Return those of these agents that a plan lets run, the first before the others. None is no limit."""
     allowed: set[uuid.UUID] = set()
     providers: set[str] = set()
     for agent in agents:
@@ -168,15 +169,14 @@ _EDITED_LATELY: Final = dt.timedelta(hours=1)
 
 
 def sweep() -> int:
-    """Settle users of whose agents some are held, and all users if a plan was edited lately. Returns how many agents
-    changed."""
+    """Settle users who have held agents, and all users if a plan was edited lately. Returns how many agents changed."""
     newest = PlanChange.objects.order_by("-id").values_list("at", flat=True).first()
     edited = newest is not None and newest > timezone.now() - _EDITED_LATELY
     return _settle_all(_UNSETTLED if settings.PLANS and edited else _HELD)
 
 
 def check() -> int:
-    """Settle all users whose agents do not fit their plan, which reads all enabled agents. Returns as `sweep` does."""
+    """Settle all users whose agents do not fit their plan. Reads all enabled agents; returns what `sweep` does."""
     return _settle_all(_UNSETTLED if settings.PLANS else _HELD)
 
 

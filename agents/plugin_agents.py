@@ -1,7 +1,7 @@
-"""Agents out of plugins: what an installed template offers, tried out on documents of the user's before it is saved.
+"""Agents from plugins: the offer of an installed template, tried out on documents of the user's before it is saved.
 
-It is saved by the same endpoints as any agent, which check it once more. What a template says of the user's documents
-reaches a model as the prompt of any agent does, after the user has seen it.
+It is saved by the same endpoints as any agent, which check it once more. The template's instructions reach a model as
+the prompt of any agent does, after the user has seen them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TemplateUnusable(Conflict):
 
 
 def template_of(user_id: UUID, plugin_id: UUID) -> AgentTemplate:
-    """Return what a template that the user has installed says. Raises NoTemplate, TemplateUnusable."""
+    """Return the template of a plugin that the user has installed. Raises NoTemplate, TemplateUnusable."""
     mine = PluginInstall.objects.of(user_id).present().filter(plugin_id=plugin_id)
     found = mine.filter(plugin__kind=PluginKind.AGENT_TEMPLATE).select_related("version").first()
     if found is None:
@@ -62,7 +62,7 @@ def template_of(user_id: UUID, plugin_id: UUID) -> AgentTemplate:
 
 
 def template_in(version: PluginVersion | None) -> AgentTemplate:
-    """Return what a version of a template says. Raises TemplateUnusable."""
+    """Return the template in a version of a plugin. Raises TemplateUnusable."""
     try:
         return AgentTemplate.model_validate(version.manifest.get("agent") if version is not None else None)
     except ValidationError:
@@ -70,7 +70,10 @@ def template_in(version: PluginVersion | None) -> AgentTemplate:
 
 
 def offer(user_id: UUID, plugin_id: UUID) -> dict[str, Any]:
-    """The template as the body of a new agent, without what is the user's to choose. Raises as `template_of`."""
+    """Return the template as the body of a new agent, without the parts that the user chooses.
+
+    Raises what `template_of` does.
+    """
     template = template_of(user_id, plugin_id)
     is_local = template.source == "local"
     offered = {
@@ -95,9 +98,9 @@ async def try_out(
     provider: str = "",
     connection: UUID | None = None,
 ) -> TrialResult:
-    """Return what an agent of the template would find in up to three documents. Nothing is created.
+    """Return the records that an agent of the template would find in up to three documents. Nothing is created.
 
-    Raises NoTemplate, TemplateUnusable and Invalid; what prevents the reading itself is said in the result.
+    Raises NoTemplate, TemplateUnusable and Invalid; the result itself says what prevented the reading.
     """
     request, zone = await db.run(
         _sample_request, user_id, plugin_id, device_id, directory_paths, provider, connection

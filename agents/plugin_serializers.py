@@ -1,4 +1,4 @@
-"""REST forms of what agent templates offer."""
+"""REST forms of agents that templates offer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from integrations.models import Provider
 
 
 class OfferedAgentSerializer(serializers.Serializer[Any]):
-    """What an installed template offers: the body of a new agent, but for what is yours to choose."""
+    """The offer of an installed template: the body of a new agent, except the parts that you choose."""
 
     agent_type = serializers.ChoiceField(
         choices=AgentFamily.choices, help_text="Where it is saved: `/agents/local` or `/agents/cloud`."
@@ -34,7 +34,7 @@ class OfferedAgentSerializer(serializers.Serializer[Any]):
 
 
 class TryOutSerializer(serializers.Serializer[Any]):
-    """What the template is tried out on: folders of a device, or a mailbox."""
+    """The documents to try the template on: folders of a device, or a mailbox."""
 
     device_id = serializers.CharField(max_length=200, required=False, default="", allow_blank=True)
     directory_paths = serializers.ListField(

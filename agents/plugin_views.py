@@ -1,4 +1,4 @@
-"""REST views of agent templates: what an installed one offers, and what it would find."""
+"""REST views of agent templates: the agent that an installed one offers, and the records it would find."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agents.plugin_serializers import OfferedAgentSerializer, TryOutSerializer
 
 
 class OfferedAgentView(APIView):
-    """The agent that a template which you installed offers. It is saved like any agent, with what you choose."""
+    """The agent that a template which you installed offers. Save it like any agent, with your choices."""
 
     @extend_schema(
         summary="What an agent template offers",

@@ -43,7 +43,7 @@ def append_records(run: Run, cipher: UserCipher, source: str, records: Sequence[
 
 
 def read_records(run: Run) -> list[dict[str, Any]]:
-    """The records, in the order in which they were found. `known`: an earlier run found it already."""
+    """Return the records, in the order in which they were found. `known`: whether an earlier run had found it."""
     return [orjson.loads(line) for line in _open(run, cipher_for(run.user_id)).splitlines()]
 
 
@@ -56,7 +56,7 @@ class SourceSample:
 
     def __init__(self, most: int | None) -> None:
         self._left = most
-        # Unchanged sources, in case none is due; None once one was.
+        # Unchanged sources, in case none is due; None once one was due.
         self._spare: dict[str, bytes] | None = {}
 
     def choose(self, files: Mapping[str, bytes], due: Sequence[bool], *, last: bool) -> dict[str, bytes]:

@@ -51,7 +51,7 @@ class ProgressReporter:
         )
 
     async def send(self, frame: AgentProgress | AgentCancel | Error) -> None:
-        """Send a frame if that is possible. Nothing is lost if it is not: the run's row has it all."""
+        """Send a frame if possible. If not, nothing is lost: the run's row has it all."""
         try:
             await self._link.notify(frame)
         except (OSError, RedisError):

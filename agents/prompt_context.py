@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 def nearest_projects(projects: Mapping[str, str], text: str) -> dict[str, str]:
-    """At most MAX_PROJECTS names, by the label p1, p2, … that stands for the id of the project at that place.
+    """Return at most MAX_PROJECTS names, by the label p1, p2, … that stands for the id of the project at that place.
 
-    All projects, if they are few, else those whose names have the most words in the text.
+    These are all projects, if they are few, else those whose names have the most words in the text.
     """
     listed = [(f"p{place}", name[:_TITLE_CHARS]) for place, name in enumerate(projects.values(), 1)]
     if len(listed) > MAX_PROJECTS:
@@ -36,7 +36,9 @@ def nearest_projects(projects: Mapping[str, str], text: str) -> dict[str, str]:
 
 
 def nearest_known(known: Sequence[KnownRecord], text: str) -> list[KnownRecord]:
-    """At most MAX_KNOWN records, in their order: all, if they are few, else those with the most words in the text."""
+    """Return at most MAX_KNOWN records, in their order: all, if they are few, else those with the most words in the
+    text.
+    """
     chosen = [each for each in known if not each.lost]
     if len(chosen) > MAX_KNOWN:
         words = _words(text)

@@ -1,8 +1,9 @@
-"""Compare what a reading of a document gave with what was found in it before: what is new, and what became of the rest.
+"""Compare the records of a new reading of a document with those found before: which are new, and what became of the
+others.
 
-A model that is shown what was found before says so itself (`Verdict`). Records that it does not account for are matched
-by words, date and people, because a model may also rephrase an item without saying that it is the same. It is pure: the
-database is read and written by `agents.found_records`.
+A model that is shown the earlier records says so itself (`Verdict`). Records that it does not account for are matched
+by words, date and people, because a model may also rephrase an item without saying that it is the same. This module is
+pure: `agents.found_records` reads and writes the database.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from uuid import UUID
 from adiuva.devices.tables import TABLES
 from agents.record_validation import ENTITIES, Record, Verdict, date_of, people_of
 
-# The document decides about an agent's own records, and another agent about its records. Records of another document,
-# of which this one is a copy, only tell what is a repeat.
+# The document decides about an agent's own records and another agent's. Records of another document, whose copy this
+# one is, only tell what is a repeat.
 Relation = Literal["own", "other_agent", "other_document"]
-# The fields of a record that are kept, to recognize it and to see a change.
+# The fields of a record that are kept, to recognise it and to see a change.
 KEPT_FIELDS: Final = ("title", "name", "dueDate", "date", "assignee", "status", "priority")
 # Two titles are the same in other words from this share of common words, and from the second if the date changed too.
 _SAME_WORDS: Final = 0.55
@@ -58,14 +59,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Repeat:
-    """A record that was left out, because it is one that is known already or that the answer has twice."""
+    """A record that was left out, because it is known already or the answer has it twice."""
 
     record: Record
 
 
 @dataclass
 class Reconciled:
-    """`new` with the id of a lost record that it is, if any."""
+    """The result: `new` holds each new record, with the id of the lost record that it is, if any."""
 
     new: list[tuple[Record, UUID | None]] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
@@ -78,7 +79,10 @@ def reconcile(
     known: Sequence[KnownRecord],
     occurrences: Callable[[str], int],
 ) -> Reconciled:
-    """`occurrences(title)`: how often the document's text holds these words, 0 if it says them otherwise."""
+    """Compare records and verdicts with known records.
+
+    `occurrences(title)`: how often the document's text holds these words, 0 if it says them otherwise.
+    """
     result = Reconciled()
     open_ = {each.id: each for each in known}
     claimed: Counter[str] = Counter()
@@ -102,7 +106,7 @@ def reconcile(
 
 
 def _apply(known: KnownRecord, verdict: Verdict, result: Reconciled) -> list[Record]:
-    """Note what an answer says of a known record. Returns what it makes a new record of."""
+    """Note an answer's verdict on a known record. Returns the new records that it makes of it."""
     record = known.record
     if verdict.now == "gone":
         if known.relation == "own":
@@ -183,7 +187,7 @@ def _is_equal(record: Record, known: KnownRecord) -> float:
 
 
 def _is_moved(record: Record, known: KnownRecord) -> float:
-    """The same words with another date, or with people that were not named before."""
+    """Return how surely a record with the same words is the known one, with another date or newly named people."""
     if record.words != known.record.words or not _may_be_same(record, known):
         return 0.0
     return 1.0 if date_of(record.data) == date_of(known.record.data) else 0.9
@@ -199,7 +203,9 @@ def _is_reworded(record: Record, known: KnownRecord) -> float:
 
 
 def _may_be_same(record: Record, known: KnownRecord) -> bool:
-    """Not other people, and nothing that was done before: a recurring item comes with a new date."""
+    """Return False if they name other people, or if the known one was done before: a recurring item comes with a new
+    date.
+    """
     people, before = people_of(record.data), people_of(known.record.data)
     if people and before and people != before:
         return False
@@ -226,7 +232,7 @@ def _likeness(one: str, other: str) -> float:
 
 
 def _words(title: str) -> dict[str, bool]:
-    """The words of a title, folded; whether each is a name (in capitals, not in front) or holds a digit."""
+    """Return the words of a title, folded; whether each is a name (in capitals, not in front) or holds a digit."""
     found: dict[str, bool] = {}
     for place, word in enumerate(_WORD.findall(title)):
         folded = word.casefold()

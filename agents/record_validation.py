@@ -49,8 +49,8 @@ class FieldProblem:
 class Record:
     """A row that may be inserted, in the device's own column names.
 
-    `place` says where in the answers it stands, such as "part 2, record 3", `part` the number of the part;
-    `problems`, which fields were left out.
+    `place` is its place in the answers, such as "part 2, record 3", `part` the number of the part; `problems` are the
+    fields that were left out.
     """
 
     table: str
@@ -65,12 +65,12 @@ class Record:
 
     @property
     def words(self) -> str:
-        """Table and title, folded: what stays of a record whose date or people change."""
+        """Table and title, folded: the part of a record that stays if its date or people change."""
         return f"{self.table}\n{' '.join(self.title.casefold().split())}"
 
     @property
     def identity(self) -> str:
-        """Equal for two records that say the same: words, date and people. A document may hold several of them."""
+        """The same for two records that say the same: words, date and people. A document may hold several of them."""
         return f"{self.words}\n{date_of(self.data)}\n{people_of(self.data)}"
 
 
@@ -112,16 +112,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RecordRules:
-    """The bounds of what an agent may propose: its tables, the user's projects (id →
-    name), and the zone of dates without one."""
+    """The bounds of an agent's proposals: its tables, the user's projects (id → name), and the zone of dates without
+    one.
+    """
 
     tables: tuple[str, ...]
     projects: Mapping[str, str]
     zone: ZoneInfo
 
     def schema(self, *, with_known: bool = False) -> dict[str, Any]:
-        """The JSON Schema of an answer. `with_known`: the model is shown what was found in the document before.
-        It is the same object each time."""
+        """Return the JSON Schema of an answer, the same object each time.
+
+        `with_known`: the model is shown the records found in the document before.
+        """
         return _schema(self.tables, with_known)
 
     def check(self, *answers: Any, part: int = 0) -> tuple[list[Record], list[RejectedRecord]]:
@@ -146,9 +149,10 @@ class RecordRules:
         return in_order(records), rejected
 
     def verdicts(self, *answers: Any, tables: Mapping[int, str]) -> list[Verdict]:
-        """Return what an answer says of the records that were found before. `tables`: the table of each, by its number.
+        """Return an answer's verdicts on the records that were found before. `tables`: the table of each, by its
+        number.
 
-        Of a number that is named several times, the first counts. What cannot be understood is as if it was not said.
+        If a number is named several times, the first counts. A verdict that cannot be understood is ignored.
         """
         found: dict[int, Verdict] = {}
         for item in _listed(answers, "known") or []:
@@ -204,7 +208,7 @@ class RecordRules:
     def _fields(
         self, table: Table, given: Mapping[Any, Any]
     ) -> tuple[dict[str, Any], dict[str, RejectedRecord]]:
-        """The fields that can be understood, and by name why others cannot."""
+        """Return the fields that can be understood, and by name why others cannot."""
         data: dict[str, Any] = {}
         problems: dict[str, RejectedRecord] = {}
         for name, value in given.items():
@@ -240,7 +244,7 @@ class RecordRules:
     def _project(self, table: Table, value: Any) -> str:
         alias = _PROJECT_ALIAS.fullmatch(value.strip()) if isinstance(value, str) else None
         if alias is not None and 0 < (place := int(alias[1])) <= len(self.projects):
-            # What the model was shown in place of ids (agents.prompt_context.nearest_projects).
+            # The model was shown a label in place of the id (agents.prompt_context.nearest_projects).
             return list(self.projects)[place - 1]
         if isinstance(value, str) and value in self.projects:
             return value
@@ -262,7 +266,7 @@ class _UnusableRecord(Exception):
 
 
 def _listed(answers: Sequence[Any], name: str) -> list[Any] | None:
-    """The items of all lists of this name in the values of an answer; None if there is no such list.
+    """Return the items of all lists of this name in the values of an answer; None if there is no such list.
 
     A list of objects, and an object that is a record itself, count as records.
     """
@@ -300,7 +304,7 @@ def _schema(tables: tuple[str, ...], with_known: bool) -> dict[str, Any]:
 
 
 def _table_name(said: Any, tables: Sequence[str]) -> str | None:
-    """The table that is meant; models write "task" for "tasks"."""
+    """Return the table that is meant; models write "task" for "tasks"."""
     if not isinstance(said, str):
         return None
     wanted = {said.casefold(), f"{said.casefold()}s"}
@@ -384,7 +388,7 @@ def _json_type(column: Column) -> dict[str, Any]:
 
 
 def in_order(records: Iterable[Record]) -> list[Record]:
-    """Parents first, otherwise as found. What a document names several times and is one thing is one record."""
+    """Return parents first, otherwise in the order found. A thing that a document names several times is one record."""
     entities: dict[str, Record] = {}
     kept: list[Record] = []
     for record in records:

@@ -1,4 +1,4 @@
-"""Commit what documents gave and what devices answered: all or nothing, and never for a worker that lost its lease.
+"""Commit documents' records and devices' answers: all or nothing, and never for a worker that lost its lease.
 
 A transaction costs much the same for one document as for twenty, so several results are written together
 (`agents.group_commit`).
@@ -36,7 +36,7 @@ from billing import usage
 
 # Records of a document are numbered from a multiple of this, so that they keep their order within the run.
 _POSITIONS_PER_DOCUMENT: Final = 1_000
-# The longest reason of a device for refusing a record that is kept.
+# The most characters kept of a device's reason for refusing a record.
 _REASON_CHARS: Final = 1_000
 # The longest title in the journal, and in entries about repeats in one document.
 _TITLE_CHARS: Final = 200
@@ -47,7 +47,7 @@ _MAX_REPEATS: Final = 50
 class Extracted:
     """The result of reading a document. `entries` tell of records that could not be used.
 
-    `identity` is None if it is not known yet. `verdicts`: what the model says of records that were found in it before.
+    `identity` is None if it is not known yet. `verdicts`: the model's verdicts on records that were found in it before.
     """
 
     document: SourceDocument
@@ -69,8 +69,9 @@ class ExtractionFailed:
 
 @dataclass(frozen=True)
 class DeviceAnswered:
-    """The answers of a device, by record. `path` is that of the document in which they were found; `tables` are those
-    of the records, if they are at hand."""
+    """The answers of a device, by record. `path`: that of the document in which they were found; `tables`: those of the
+    records, if they are at hand.
+    """
 
     outcomes: Mapping[UUID, ToolResultBody | AdiuvaError]
     path: str = ""
@@ -80,7 +81,7 @@ class DeviceAnswered:
 Result = Extracted | ExtractionFailed | DeviceAnswered
 
 
-# Locks the run and then, until the end of the transaction, what may be found in documents of its user.
+# Locks the run and then, until the end of the transaction, the records found in documents of its user.
 _HOLD: Final = """
 WITH held AS MATERIALIZED (
     SELECT agent_id, files_done FROM agents_run WHERE id = %(run)s::uuid AND fence = %(fence)s FOR NO KEY UPDATE
@@ -96,7 +97,10 @@ _USED_SQL: Final = """
 
 @cache
 def _commit_sql(settling: str) -> str:
-    """All that is written of results but for the outbox, whose answer it needs. `settling`: what pays for them."""
+    """Return the statement that writes everything of results, except the outbox, which is written with its answer.
+
+    `settling`: the part that pays for them.
+    """
     return f"""
 WITH found AS ({found_records.INSERT_SQL}),
 read AS ({ledger.RECORD_SQL}),
@@ -114,7 +118,7 @@ SELECT nonce FROM written
 """  # noqa: S608  # of our own texts
 
 
-# What a device created, in one statement, which is a transaction of its own.
+# Writes the rows that a device created, in one statement, which is a transaction of its own.
 _CREATED: Final = f"""
 WITH held AS MATERIALIZED (
     SELECT id FROM agents_run WHERE id = %(run)s::uuid AND fence = %(fence)s FOR NO KEY UPDATE
@@ -134,11 +138,11 @@ def commit_results(
     uses: Sequence[ModelUse] = (),
     meter: Meter | None = None,
 ) -> list[list[PendingRecord]]:
-    """Write results to outbox, ledger, journal and counts, with what was taken of the `meter`. Returns for each
-    result the new records to deliver.
+    """Write results to outbox, ledger, journal and counts, and settle the `meter`. Returns for each result the new
+    records to deliver.
 
     After this, nothing is lost if the worker dies. A dry run adds its records to the preview instead. Raises LeaseLost,
-    and AgentGone, which still commits what the device answered.
+    and AgentGone, which still commits the device's answers.
     """
     if not uses and (created := _only_created(results)) is not None:
         _commit_created(claimed, created)
@@ -183,7 +187,7 @@ def commit_results(
             inserted = {nonce for (nonce,) in cursor.fetchall()}
         counted = [prepared.wanted[nonce] for nonce in inserted]
         new_entries = journal.settle(prepared, inserted)
-        if len(new_entries) > len(counted):  # events that are there with another count are there twice now
+        if len(new_entries) > len(counted):  # events that exist with another count are written twice
             problems = claimed_runs.count_problems(new_entries) - claimed_runs.count_problems(counted)
             claimed.lease.write(problems=F("problems") + problems)
     if is_gone and any(isinstance(result, Extracted) for result in results):
@@ -193,8 +197,9 @@ def commit_results(
 
 
 def _hold(claimed: ClaimedRun, *, records: bool) -> tuple[UUID | None, int]:
-    """Lock the run, and what its user's runs find if there are `records`. Returns its agent, None if that was deleted,
-    and how many files are done. Raises LeaseLost."""
+    """Lock the run, and its user's found records if there are `records`. Returns its agent, None if that was deleted,
+    and how many files are done. Raises LeaseLost.
+    """
     with prepared_cursor() as cursor:
         cursor.execute(
             _HOLD,
@@ -212,7 +217,7 @@ def _hold(claimed: ClaimedRun, *, records: bool) -> tuple[UUID | None, int]:
 
 
 def _only_created(results: Sequence[Result]) -> list[DeviceAnswered] | None:
-    """The results, if all of them are rows that a device has created; nothing else is to be said of these."""
+    """Return the results, if all of them are rows that a device has created: these need nothing else."""
     answered = [result for result in results if isinstance(result, DeviceAnswered) and result.tables]
     if len(answered) < len(results):
         return None
@@ -235,8 +240,9 @@ def _commit_created(claimed: ClaimedRun, answered: Sequence[DeviceAnswered]) -> 
 
 @dataclass
 class _Kept:
-    """The rows to write for documents: `remembered` and `sources` as found_records and ledger take them, `new` the
-    records of each that are in the outbox by now."""
+    """The rows to write for documents: `remembered` and `sources` are arguments for found_records and ledger, `new` the
+    records of each that are in the outbox by now.
+    """
 
     new: list[list[PendingRecord]] = field(default_factory=list)
     entries: list[JournalEntry] = field(default_factory=list)
@@ -315,7 +321,7 @@ def _reconcile(result: Extracted, known: Sequence[KnownRecord]) -> Reconciled:
 
 
 def _show(claimed: ClaimedRun, read: Sequence[Extracted]) -> _Kept:
-    """Add a dry run's records to its preview. None counts as new, because none is delivered."""
+    """Add a dry run's records to its preview. No record counts as new, because none is delivered."""
     run = claimed_runs.held(claimed)
     entries: list[JournalEntry] = []
     identities = _identities(claimed, read)
@@ -358,7 +364,7 @@ def _about(result: Extracted, found: int, repeats: Sequence[Repeat] = ()) -> lis
 
 
 def settle_answers(cipher: UserCipher, answered: Sequence[DeviceAnswered]) -> tuple[int, list[JournalEntry]]:
-    """Write what the device answered for records. Returns how many it created, and the journal entries to write."""
+    """Write the device's answers for records. Returns how many it created, and the journal entries to write."""
     tables = {key: table for result in answered for key, table in result.tables.items()}
     settled = outbox.settle(
         cipher=cipher,

@@ -1,4 +1,4 @@
-"""Delete runs that ended long ago, with their journals and what is left of their records. settings.RUNS["keep_days"].
+"""Delete runs that ended long ago, with their journals and the rest of their records (settings.RUNS["keep_days"]).
 
 A record that still stands in a document outlives its run, because a later reading of the document may change it or take
 it back; agents/found_records.py deletes it with the document.
@@ -22,7 +22,7 @@ from adiuva.core.pruning import BATCH, delete_in_batches
 from adiuva.devices.models import OutboxRecord
 from agents.models import FoundRecord, Run, RunEvent
 
-# Runs that are deleted together, and how many such groups in one call.
+# The number of runs deleted together, and of such groups in one call.
 _RUNS: Final = 100
 _MOST_GROUPS: Final = 100
 # Held while their rows are deleted, so that nobody undoes them meanwhile.
@@ -32,7 +32,7 @@ _TAKEN_BACK: Final = (OutboxRecord.State.UNDONE, OutboxRecord.State.WITHDRAWN)
 
 
 def delete_expired() -> int:
-    """Delete what is kept no longer, in short transactions. Returns how many runs. With 0 days all is kept."""
+    """Delete expired runs, in short transactions. Returns how many. With 0 days none expires."""
     days = settings.RUNS["keep_days"]
     if not days:
         return 0
@@ -55,7 +55,9 @@ def delete_expired() -> int:
 
 
 def _expired(before: Combinable) -> QuerySet[Run]:
-    """Oldest first. What is still to be delivered or told keeps its run."""
+    """Return expired runs, oldest first. Records that are still to be delivered, and ends to be told, keep their
+    run.
+    """
     ended = Run.objects.filter(created_at__lt=before, undelivered=False).exclude(state__in=Run.LIVE)
     return ended.exclude(announcement=Run.Announcement.DUE).order_by("created_at")
 

@@ -26,17 +26,17 @@ class RunChange:
 
 
 def add(claimed: ClaimedRun, device: UUID, changes: Sequence[RunChange]) -> None:
-    """Remember what the run has done. Call it in a transaction that holds the run."""
+    """Remember a run's changes. Call it in a transaction that holds the run."""
     if not changes:
         return
     kept = of(claimed.run_id, claimed.cipher)
-    if kept is not None and kept[0] != device:  # only the device of its last attempt is asked by an undo
+    if kept is not None and kept[0] != device:  # an undo goes only to the device of the last attempt
         kept = None
     save(claimed.run_id, claimed.cipher, device, [*(kept[1] if kept else ()), *changes])
 
 
 def of(run_id: UUID, cipher: UserCipher) -> tuple[UUID, list[RunChange]] | None:
-    """The device's row id, and the changes; None if there are none."""
+    """Return the device's row id, and the changes; None if there are none."""
     row = RunChanges.objects.filter(pk=run_id).first()
     if row is None:
         return None
@@ -52,7 +52,7 @@ def save(run_id: UUID, cipher: UserCipher, device: UUID, changes: Sequence[RunCh
 
 
 def restore_records(cipher: UserCipher, restored: Sequence[tuple[RunChange, Data]]) -> None:
-    """Note that rows are back: their records are delivered, as these rows."""
+    """Note that rows are back: their records count as delivered, as these rows."""
     for each, row in restored:
         OutboxRecord.objects.filter(pk=each.record).update(
             state=OutboxRecord.State.DELIVERED,

@@ -1,7 +1,7 @@
-"""The event loop of a worker process on which its runs live: it claims queued runs and executes them side by side.
+"""The event loop of a worker process for its runs: it claims queued runs and executes them side by side.
 
 A run mostly waits: for its device, for the model. So runs hold no thread of the worker; each is a task of this loop.
-A slot of the process is counted only for a run that works. One in which nothing happened for a moment waits outside the
+Only a run that works counts as a slot of the process. A run in which nothing happened for a moment waits outside the
 slots, up to a generous bound, and works again as soon as an answer arrives.
 
 A message wakes the loop (`agents.tasks.start_queued`); it also looks by itself, so that no run depends on a message.
@@ -26,14 +26,14 @@ from adiuva.core.outages import store_of
 from agents import run_queue, runner
 from agents.runner import Execution
 
-# How often the loop looks by itself for runs, and how long ago these were queued at least: the message of such a run
-# was lost, or it is now due for a retry.
+# The interval at which the loop looks by itself for runs, and the least time since these were queued: the message of
+# such a run was lost, or it is now due for a retry.
 _LOOK_EVERY_S: Final = 5.0
 _LOST_AFTER_S: Final = 10.0
-# While slots are full: how often it looks whether a run has begun to wait.
+# While slots are full, the interval at which the loop checks whether a run has begun to wait.
 _RECOUNT_EVERY_S: Final = 0.5
 _MAX_OUTAGE_PAUSE_S: Final = 5.0
-# How long runs may take to be queued again when the process ends.
+# The time for queueing runs again when the process ends.
 _STOP_WITHIN_S: Final = 8.0
 
 if sys.platform == "win32":
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 class RunLoop:
-    """One for each worker process. `start`, `wake` and `stop` may be called from any thread."""
+    """The loop of a worker process. `start`, `wake` and `stop` may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class RunLoop:
                 self._ready.wait()
 
     def wake(self) -> None:
-        """Runs were queued: claim what there is room for."""
+        """Claim as many runs as there is room for, because some were queued."""
         self.start()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake)
@@ -90,7 +90,7 @@ class RunLoop:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(self._live())
 
-    # On the loop
+    # Called on the loop
 
     async def _live(self) -> None:
         self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
@@ -107,7 +107,7 @@ class RunLoop:
             await llm.aclose()
 
     async def _wait(self) -> None:
-        """Wait for a message or the end of a run, and look again after a while even so."""
+        """Wait for a message or the end of a run, and look again after a while even without one."""
         full = self._backlog and not self._has_room()
         try:
             async with asyncio.timeout(_RECOUNT_EVERY_S if full else _LOOK_EVERY_S):
@@ -117,8 +117,8 @@ class RunLoop:
         self._woken.clear()
 
     async def _claim_all(self) -> None:
-        """Claim runs until none is left for which there is room."""
-        # Without a message, only runs that have waited for one in vain.
+        """Claim runs until none is left or there is no room."""
+        # Without a message, claim only runs that have waited for one in vain.
         queued_for = dt.timedelta(seconds=0 if self._backlog else _LOST_AFTER_S)
         try:
             if not self._backlog and not await db.run(run_queue.has_waiting):

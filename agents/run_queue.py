@@ -1,8 +1,9 @@
 """The queue of runs: users take turns, and each has at most a few runs at once.
 
 PostgreSQL decides, so the order and the bound hold over all worker processes, and survive the death of any of them.
-Among the users who have a run to start and a slot free, the one whose last turn is longest ago is next; of that user's
-runs, the one that was queued first. A run takes its user's slot while its lease lasts: one whose worker died does not.
+Among the users who have a run to start and a slot free, the one with the longest time since their last turn is next; of
+that user's runs, the one that was queued first. A run takes its user's slot while its lease lasts, so the run of a dead
+worker soon frees it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from agents import claimed_runs, runs
 from agents.claimed_runs import ClaimedRun
 from agents.models import Run
 
-# Users looked at in one search: those at its head may be busy with another worker's claim.
+# The most users looked at in one search: those at its head may be busy with another worker's claim.
 _CANDIDATES: Final = 32
 # The class of the advisory locks by which one worker at a time claims for a user.
 _LOCK_CLASS: Final = 0x41444956
-# Users with a waiting run and a free slot, those first whose last turn is longest ago. Their locks are tried in that
-# order, up to the first that is free: a filter on a set that is MATERIALIZED comes after its LIMIT.
+# Users with a waiting run and a free slot, those with the longest time since their last turn first. Their locks are
+# tried in that order, up to the first that is free: a filter on a set that is MATERIALIZED comes after its LIMIT.
 _NEXT_USER: Final = """
 WITH waiting AS (
     SELECT user_id, min(greatest(enqueued_at, not_before)) AS queued_at FROM agents_run
@@ -51,14 +52,15 @@ in_turn AS MATERIALIZED (
 )
 SELECT user_id FROM in_turn WHERE pg_try_advisory_xact_lock(%(locks)s::int, hashtext(user_id::text)) LIMIT 1
 """
-# When a run could first have been claimed.
+# The first moment at which a run could have been claimed.
 _QUEUED_AT: Final = Greatest(F("enqueued_at"), Coalesce(F("not_before"), F("enqueued_at")))
 
 
 @dataclass(frozen=True)
 class Backlog:
-    """The number of runs that wait for a worker, and for how many seconds the first
-    of them has. Those put off do not count."""
+    """The number of runs that wait for a worker, and the seconds that the first of them has waited. Runs that were put
+    off do not count.
+    """
 
     runs: int
     oldest_s: float
@@ -66,9 +68,9 @@ class Backlog:
 
 @transaction.atomic
 def claim_next(*, queued_for: dt.timedelta = dt.timedelta()) -> ClaimedRun | None:
-    """Claim the run whose turn it is, if any has waited at least `queued_for`.
+    """Claim the next user's run, if any has waited at least `queued_for`.
 
-    Returns None if no run waits whose user has a slot free, or if other workers are claiming for these users.
+    Returns None if no user with a waiting run has a slot free, or if other workers are claiming for these users.
     """
     passed: list[UUID] = []
     while len(passed) < _CANDIDATES and (user_id := _lock_next_user(queued_for, passed)):
@@ -96,13 +98,15 @@ def _waiting() -> QuerySet[Run]:
 
 
 def _running() -> QuerySet[Run]:
-    """Runs that a living worker holds."""
+    """Return runs that a living worker holds."""
     return Run.objects.filter(leases.is_held(), state=Run.State.RUNNING).order_by()
 
 
 def _lock_next_user(queued_for: dt.timedelta, passed: Sequence[UUID]) -> UUID | None:
-    """The user whose turn it is, but for those in `passed`. Until the end of the
-    transaction, no other worker claims for that user."""
+    """Lock and return the user whose turn it is, except those in `passed`.
+
+    Until the end of the transaction, no other worker claims for that user.
+    """
     values: dict[str, Any] = {
         "queued_for": queued_for,
         "passed": list(passed),
@@ -118,7 +122,7 @@ def _lock_next_user(queued_for: dt.timedelta, passed: Sequence[UUID]) -> UUID | 
 
 def _claim_for(user_id: UUID) -> ClaimedRun | None:
     """Claim a user's first run, unless the slots are taken by now."""
-    # Counted again under the lock: what was true when the user was found may be over.
+    # Counted again under the lock: the slots may have been taken since the user was found.
     held = _running().filter(user_id=user_id).values("user_id").annotate(held=Count("pk")).values("held")
     mine = (
         _waiting()

@@ -30,8 +30,8 @@ _MAX_INTERRUPTION_PAUSE_S: Final = 5.0
 def wait_for_device(claimed: ClaimedRun, *, epoch: int | None) -> None:
     """Put a run aside until its device connects. The attempt does not count: nothing went wrong.
 
-    `epoch` is that of the connection that was lost, None if there was none. A device that has connected again by now
-    looked for waiting runs before this one was among them, so it is looked for after the commit.
+    `epoch`: that of the lost connection, None if there was none. A device that has connected again by now looked for
+    waiting runs before this one was among them, so the run is resumed after the commit.
     """
     run = held(claimed)
     if _cancel_if_requested(run):
@@ -66,13 +66,13 @@ def _resume_if_back(claimed: ClaimedRun, epoch: int | None) -> None:
 def wait_for_reauth(claimed: ClaimedRun) -> bool:
     """Put a run aside until its user connects the account again. The attempt does not count.
 
-    Returns False if the account is in order as far as the database knows: then the run is still ours.
+    Returns False if the account is in order according to the database: then the run is still ours.
     """
     run = held(claimed)
     if _cancel_if_requested(run):
         return True
     assert claimed.account is not None
-    # Locked: a user who connects the account again at this moment waits, and then finds the waiting run.
+    # Locked, so that a user who connects the account again at this moment waits, and then finds the waiting run.
     found = Connection.objects.select_for_update(no_key=True).filter(pk=claimed.account.connection).first()
     if found is None:
         runs.end(run, Run.State.ERROR, "no_connection", "its account is not connected any more")
@@ -134,7 +134,7 @@ def retry_later(
 
 @transaction.atomic
 def requeue_interrupted(claimed: ClaimedRun) -> None:
-    """Requeue a run whose worker is alive but lost its infrastructure (database, Redis, network)."""
+    """Queue a run again whose worker is alive but lost its infrastructure (database, Redis, network)."""
     run = held(claimed)
     if _cancel_if_requested(run):
         return
@@ -151,8 +151,9 @@ def finish(
     message: str = "",
     counts: Mapping[str, Any] | None = None,
 ) -> Run:
-    """End a run. Without a state its counts decide: success, partial, or error if nothing could be read. `counts` are
-    those that were not written yet."""
+    """End a run. Without a state its counts decide: success, partial, or error if nothing could be read. `counts`:
+    those that were not written yet.
+    """
     run = held(claimed)
     add_counts_to(run, **counts or {})
     if state is None:

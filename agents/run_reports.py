@@ -32,7 +32,7 @@ Now = Literal["to review", "approved", "changed", "gone"]
 
 @dataclass(frozen=True)
 class ReportedRecord:
-    """A record that a run created. `row_id`: None until its device has it; `device`: the row id of that."""
+    """A record that a run created. `row_id`: None until its device has it; `device`: that device's row id."""
 
     table: str
     title: str
@@ -42,7 +42,7 @@ class ReportedRecord:
     device: UUID | None = None
 
     def now(self, cipher: UserCipher, row: Mapping[str, Any] | None) -> Now:
-        """Return what has become of it. `row`: as the device has it now; None if it has not."""
+        """Return what has become of the record. `row`: its row on the device now; None if it has none."""
         if row is None:
             return "gone"
         if row.get("isApproved") in (1, True):
@@ -54,7 +54,8 @@ class ReportedRecord:
 
 @dataclass(frozen=True)
 class RunReport:
-    """`found`: by table, how many records are new, whether delivered or not; of a dry run, how many there would be.
+    """A run's report. `found`: by table, the number of new records, delivered or not; for a dry run, of those that
+    there would be.
 
     `records`: the first of them, at most MOST_RECORDS. `waiting`: how many wait for their device. `problems`: the first
     of `problem_count`, as sentences. `waits_for`: the device or account whose return a run waits for.
@@ -82,7 +83,7 @@ class RunReport:
 
 
 def read(user_id: UUID, run_id: UUID) -> RunReport | None:
-    """One of a user's runs; None if there is no such run."""
+    """Return one of a user's runs; None if there is no such run."""
     run = Run.objects.of(user_id).filter(pk=run_id).first()
     return None if run is None else report_of(run)
 
@@ -124,8 +125,10 @@ def report_of(run: Run) -> RunReport:
 
 
 def would_cost_micro(run: Run) -> int | None:
-    """Estimate, for a dry run, what a real run would cost that reads all that is due, from what this one's sources did
-    cost; in millionths of the currency. None if it has read nothing, or its model has no price."""
+    """Estimate from a dry run's cost what a real run over all due sources would cost, in millionths of the currency.
+
+    Returns None if it has read nothing, or its model has no price.
+    """
     read = run.files_done - run.files_unchanged - run.files_failed
     if not run.dry_run or read <= 0 or not run.cost_micro:
         return None
@@ -133,7 +136,7 @@ def would_cost_micro(run: Run) -> int | None:
 
 
 def count_found(run: Run) -> dict[str, int]:
-    """By table, how many records of a run are new; of a dry run, how many there would be."""
+    """Return, by table, the number of a run's new records; for a dry run, of those that there would be."""
     if run.dry_run:
         return dict(Counter(each["table"] for each in preview.read_records(run) if not each["known"]))
     rows = OutboxRecord.objects.filter(source_run=run.pk).exclude(state__in=_GONE).order_by("table")
@@ -162,7 +165,7 @@ def _waits_for(run: Run) -> str:
 
 
 def device_name(user_id: UUID, device_id: str) -> str:
-    """Return what the owner of a device calls it; else its own id."""
+    """Return the owner's name for a device; else its own id."""
     device = Device.objects.of(user_id).filter(device_id=device_id).first()
     try:
         return (device.name if device else "") or device_id
@@ -178,7 +181,7 @@ def latest(
     until: dt.datetime | None = None,
     most: int = 5,
 ) -> list[Run]:
-    """A user's runs, the newest first: of one agent, begun within a time."""
+    """Return a user's runs, the newest first: those of one agent, begun within a time."""
     runs = Run.objects.of(user_id)
     if agent_id is not None:
         runs = runs.filter(agent_ref=agent_id)
@@ -191,7 +194,7 @@ def latest(
 
 @dataclass(frozen=True)
 class OpenedAgent:
-    """An agent with its words unsealed, so that it can be shown where the database cannot be asked."""
+    """An agent with its words unsealed, so that it can be shown where the database cannot be reached."""
 
     agent: Agent
     name: str
@@ -202,7 +205,7 @@ class OpenedAgent:
 
 
 def open_agent(agent: Agent) -> OpenedAgent:
-    agent.opened_configuration()  # it keeps what it has opened
+    agent.opened_configuration()  # this caches the opened configuration
     return OpenedAgent(agent, agent.name)
 
 

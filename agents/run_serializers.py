@@ -96,7 +96,7 @@ class RunSerializer(ModelSerializer[Run]):
         return self._count_left(run, "expired")
 
     def _count_left(self, run: Run, what: str) -> int:
-        left = self.context["left"]  # mostly of none, and to look for a UUID takes a while
+        left = self.context["left"]  # mostly empty, and looking up a UUID takes a while
         return int(left[run.pk][what]) if left else 0
 
 

@@ -36,7 +36,7 @@ class Progress:
 
     @property
     def is_moving(self) -> bool:
-        """True if it can be expected to end by itself: it neither has ended nor waits for its user."""
+        """True if it can be expected to end by itself: it has not ended, and does not wait for its user."""
         return self.state in (Run.State.QUEUED, Run.State.RUNNING)
 
 
@@ -83,7 +83,7 @@ class RunWaits:
     ) -> Progress | None:
         """Return once a run has ended or waits for its user; None if it is gone. The caller limits the time.
 
-        `show` is called with each progress that is seen. Raises TooManyWaits.
+        `show` is called with each observed progress. Raises TooManyWaits.
         """
         if sum(wait.user_id == user_id for wait in self._waits) >= MOST_OF_A_USER:
             raise TooManyWaits

@@ -1,7 +1,7 @@
 """Watches on runs: the chats in which users are told of a run's end.
 
-A run that is started from a chat gets a row in the same transaction. The statement that ends a run makes the row due
-(RUN_ENDED_SQL); from then on it is the chat's to tell it. A turn that hears of the end itself holds the row until its
+A run that is started from a chat gets a watch in the same transaction. The statement that ends a run makes its watches
+due (RUN_ENDED_SQL); from then on the chat has to tell it. A turn that hears of the end itself holds the watch until its
 answer is stored: then it is told, or due again.
 """
 
@@ -24,23 +24,23 @@ from adiuva.core.errors import AdiuvaError, NotFound, Text
 from agents.models import Run, Watch
 
 State = Watch.State
-# Runs that may be started within an hour from one conversation, and from all chats of a user.
+# The most runs started within an hour from one conversation, and from all chats of a user.
 MOST_AN_HOUR: Final = 10
 MOST_AN_HOUR_OF_USER: Final = 30
-# The most of the user's words that are kept.
+# The most characters kept of the user's words.
 _ASKED_CHARS: Final = 4_000
-# Ends that one turn tells.
+# The most ends that one turn tells.
 MOST_AT_ONCE: Final = 8
 # How many turns of a chat without a conversation may try to tell an end, and how long it waits for them.
 MOST_TRIES_IN_TURNS: Final = 3
 WAITS_FOR_DEVICE: Final = dt.timedelta(days=7)
 _GIVEN_UP_AT_ONCE: Final = 1_000
-# However long a provider asks for.
+# The bound on the pause that a provider asks for.
 _LONGEST_PAUSE_S: Final = 6 * 3_600.0
 
 
 class TooManyStarts(AdiuvaError):
-    """So many runs were started from a conversation, or from all of a user's, within the last hour."""
+    """Too many runs were started from a conversation, or from all of a user's, within the last hour."""
 
     code, status = "too_many_requests", 429
 
@@ -53,12 +53,10 @@ class TooManyStarts(AdiuvaError):
 
 @dataclass(frozen=True)
 class ChatPlace:
-    """From where in a user's chats a run is started or asked about.
+    """The place in a user's chats from which a run is started or asked about.
 
-    `conversation_id`: None for chats that have none, which `device_id` names.
-    `asked`: what the user said.
-    `depth`: 1 in a turn that follows up a run.
-    `follow_up`: whether the end is to be told there.
+    `conversation_id`: None for chats that have none, which `device_id` names. `asked`: the user's words. `depth`: 1 in
+    a turn that follows up a run. `follow_up`: whether the end is to be told there.
     """
 
     user_id: UUID
@@ -78,7 +76,7 @@ class NoSuchConversation(NotFound):
 
 
 def place_in(user_id: UUID, conversation_id: UUID, *, follow_up: bool = True) -> ChatPlace:
-    """A conversation of the user's as the place that a run is started from by hand, with nothing said.
+    """Return a conversation of the user's as the place from which a run is started by hand, without words.
 
     Raises NoSuchConversation.
     """
@@ -89,14 +87,16 @@ def place_in(user_id: UUID, conversation_id: UUID, *, follow_up: bool = True) ->
 
 
 def conversation_of(run: Run) -> UUID | None:
-    """The conversation that a run was started from."""
+    """Return the conversation that a run was started from."""
     rows = Watch.objects.of(run.user_id).filter(run=run, started=True).exclude(conversation=None)
     return rows.values_list("conversation_id", flat=True).first()
 
 
 def check_starts(place: ChatPlace) -> None:
-    """Raise TooManyStarts if no more runs may be started from there for now. Starts from one user's chats wait for each
-    other until the end of the transaction, so that none is overlooked."""
+    """Raise TooManyStarts if no more runs may be started from there for now.
+
+    Starts from one user's chats wait for each other until the end of the transaction, so that each is counted.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"starts of {place.user_id}"]
@@ -139,14 +139,14 @@ def add(run: Run, place: ChatPlace, *, started: bool) -> Watch:
 
 @transaction.atomic
 def join(run_id: UUID, place: ChatPlace) -> None:
-    """Have the end of a run that goes on already told there too. One that has ended meanwhile is not."""
+    """Have the end of a run that is already under way told there too, unless it has ended meanwhile."""
     run = Run.objects.live().of(place.user_id).select_for_update(no_key=True).filter(pk=run_id).first()
     if run is not None:
         add(run, place, started=False)
 
 
-# A run, whose row is locked, ends: whoever waits for it is to be told. A common table expression for the statement that
-# ends it, with `run` and `run_ended_values`; `watches_due` are those for which chat.follow_up is to be sent.
+# Makes the watches of an ending run due, whose row is locked. A common table expression for the statement that ends it,
+# with `run` and `run_ended_values`; chat.follow_up is to be sent for the watches in `watches_due`.
 RUN_ENDED_SQL: Final = """
 watches_ended AS (
     UPDATE agents_watch SET state = %(watch_state)s, due_at = statement_timestamp()
@@ -157,22 +157,24 @@ watches_due AS (SELECT FROM watches_ended WHERE state = 'due')
 
 
 def run_ended_values(*, by_user: bool) -> dict[str, str]:
-    """`by_user`: they have cancelled the run themselves, and are told nothing."""
+    """Return the parameters of RUN_ENDED_SQL. `by_user`: they have cancelled the run themselves, and are told
+    nothing.
+    """
     return {"watch_state": str(State.TOLD if by_user else State.DUE)}
 
 
 def hold(run_id: UUID, place: ChatPlace) -> bool:
-    """The turn has heard of a run's end and is going to tell it. False if another is telling it, or has."""
+    """Hold the watch of a run whose end the turn is going to tell. Returns False if another is telling it, or has."""
     free = Watch.objects.filter(run=run_id).of_chat(place.conversation_id, place.device_id)
     free = free.filter(Q(state=State.WAITING) | Q(leases.is_free(), state=State.DUE))
     return bool(free.update(state=State.HELD, turn=place.turn_id))
 
 
 def hold_due(place: ChatPlace) -> list[Watch]:
-    """The turn, which runs and whose row is locked, takes the ends that are due in its chat, to tell them itself.
+    """Hold and return the due ends of a turn's chat for the turn to tell; it runs, and its row is locked.
 
-    A conversation's turn takes what nobody has tried to tell: if that turn fails over it, the next must not. Where
-    there is no conversation, only such turns can tell it. What others have locked just now is being told or taken back.
+    A conversation's turn takes only untried ends: if it fails over one, the next turn must not. Where there is no
+    conversation, only such turns can tell them. Ends that others have locked just now are being told or taken back.
     """
     untried = 1 if place.conversation_id is not None else MOST_TRIES_IN_TURNS
     due = Watch.objects.of(place.user_id).of_chat(place.conversation_id, place.device_id)
@@ -185,30 +187,31 @@ def hold_due(place: ChatPlace) -> list[Watch]:
 
 
 def settle(turn_id: UUID, *, told: bool) -> None:
-    """Mark what a turn has held as told, or as due again because nobody has read an answer after it."""
+    """Mark the watches that a turn holds as told, or as due again because nobody has read an answer after them."""
     held = Watch.objects.filter(turn=turn_id, state=State.HELD)
     if held.update(state=State.TOLD if told else State.DUE) and not told:
         enqueue_on_commit("chat.follow_up")
 
 
 def settle_told(turn_id: UUID, *, told: Collection[UUID], runs: Collection[UUID]) -> None:
-    """Mark these watches, and those of these runs, as told among those that a turn has held. The rest is due again,
-    also watches that the turn does not know that it holds, because it was cancelled or lost its connection while it
-    asked."""
+    """Mark these watches, and those of these runs, as told if the turn holds them, and its others as due again.
+
+    The turn may hold watches without knowing it, if it was cancelled or lost its connection while it asked.
+    """
     known = Watch.objects.filter(Q(pk__in=told) | Q(run__in=runs), turn=turn_id, state=State.HELD)
     known.update(state=State.TOLD)
     settle(turn_id, told=False)
 
 
 def postpone(turn_id: UUID, seconds: float) -> None:
-    """Let what a turn has held be due after this time, not before: the model's provider has named it."""
+    """Make the watches that a turn holds due after this time at the earliest, which the model's provider has named."""
     until = Now() + dt.timedelta(seconds=min(seconds, _LONGEST_PAUSE_S))
     held = Watch.objects.filter(turn=turn_id, state=State.HELD)
     held.update(not_before=Greatest(F("not_before"), until))  # PostgreSQL ignores values that are NULL
 
 
 def try_again(chosen: QuerySet[Watch]) -> int:
-    """Have ends told by a turn after all that were given up. Returns how many."""
+    """Let turns try again to tell ends that were given up. Returns how many."""
     given_up = chosen.filter(state__in=(State.DEAD, State.EXPIRED))
     count = given_up.update(state=State.DUE, attempts=0, due_at=Now(), not_before=None, turn=F("run_id"))
     if count:
@@ -226,7 +229,7 @@ def backlog() -> tuple[int, int]:
 
 
 def expire() -> int:
-    """Give up what a chat without a conversation did not come to hear within days, or could not be told."""
+    """Give up ends that a chat without a conversation did not hear in time, or could not be told. Returns how many."""
     due = Watch.objects.filter(conversation=None, state=State.DUE)
     tried = due.filter(attempts__gte=MOST_TRIES_IN_TURNS)
     late = due.filter(due_at__lt=Now() - WAITS_FOR_DEVICE)
@@ -241,8 +244,11 @@ def _give_up(rows: QuerySet[Watch], state: State) -> int:
 def settle_late(
     turn_id: UUID, conversation_id: UUID | None, *, runs: Collection[UUID], told: Collection[UUID]
 ) -> None:
-    """A turn that was thought lost has told of these runs, or watches, after all. Its conversation is locked, so a turn
-    that has begun to tell them meanwhile has not stored that yet, and finds then that there is nothing left to tell."""
+    """Mark these runs, or watches, as told by a turn that was thought lost.
+
+    Its conversation is locked, so a turn that has begun to tell them meanwhile has not stored that yet, and then finds
+    that there is nothing left to tell.
+    """
     own = Watch.objects.filter(Q(run__in=runs) | Q(pk__in=told))
     mine = Q(turn=turn_id, state=State.DUE)
     if conversation_id is not None:
@@ -256,5 +262,5 @@ def holds(turn_id: UUID) -> bool:
 
 
 def drop(run_id: UUID) -> None:
-    """Nobody is to be told of a run's end any more: its user has cancelled or undone it."""
+    """Drop the watches of a run: its user has cancelled or undone it, and nobody is to be told."""
     leases.revoke(Watch.objects.filter(run=run_id, state__in=Watch.OPEN), state=State.TOLD)

@@ -35,9 +35,9 @@ from billing.models import Purpose
 from integrations.errors import NeedsReauth, ProviderUnavailable
 from memory import episodes
 
-# How often a run looks for a cancel, its deadline and a lost device.
+# The interval at which a run checks for a cancel, its deadline and a lost device.
 _WATCH_EVERY_S: Final = 2.0
-# For how many requests to the model a run reserves money at once.
+# The number of requests to the model that a run reserves money for at once.
 _CALLS_RESERVED: Final = 16
 _RETRY_REQUEUE_S: Final = 1.0
 # A run in which nothing has happened for this long waits, and takes no slot of its process.
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Cancelled(Exception):
-    """The user asked to cancel the run."""
+    """The user has cancelled the run."""
 
 
 class _DeadlineReached(Exception):
@@ -92,13 +92,14 @@ class Execution:
         self._started = time.monotonic()
 
     def is_waiting(self) -> bool:
-        """Return whether nothing has happened in the run for a moment: it waits for its device or for the model."""
+        """True if nothing has happened in the run for a moment: it waits for its device or for the model."""
         pipeline = getattr(self, "pipeline", None)
         return pipeline is not None and time.monotonic() - pipeline.progressed_at > _WAITS_AFTER_S
 
     async def run(self) -> None:
-        """Bring the run to its end, or to the point where it has to be put aside. If it is cancelled, or if what it
-        needs is unavailable, the run is queued again."""
+        """Bring the run to its end, or put it aside. If it is cancelled, or something it needs is unavailable, queue it
+        again.
+        """
         run_id = str(self.claimed.run_id)
         with (
             structlog.contextvars.bound_contextvars(run_id=run_id, user_id=str(self.claimed.user_id)),
@@ -186,7 +187,7 @@ class Execution:
             await self._end()
 
     async def _first(self, work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None]) -> None:
-        """Work until that ends or the watch raises. The other task is cancelled and waited for."""
+        """Work until that ends or the watch raises; then cancel the other task and wait for it."""
         tasks = [asyncio.create_task(work, name="work"), asyncio.create_task(watch, name="watch")]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -201,7 +202,7 @@ class Execution:
                 raise _deciding_failure(group) from None
 
     async def _watch(self) -> None:
-        """Renew the lease, and look for a cancel, the deadline and a lost device, beside the work."""
+        """Renew the lease, and check for a cancel, the deadline and a lost device, beside the work."""
         renew_every_s = claimed_runs.lease_duration().total_seconds() / 4
         renew_at = time.monotonic() + renew_every_s
         deadline = self._started + self.claimed.seconds_to_deadline
@@ -233,7 +234,7 @@ class Execution:
         await self.progress.report(last=await db.run(claimed_runs.current_run, self.claimed))
 
     async def _retry_later(self, code: str, message: str = "", retry_after: float | None = None) -> bool:
-        """Queue the run for a later attempt. False: its retries or its time are used up."""
+        """Queue the run for a later attempt. Returns False if its retries or its time are used up."""
         if not await db.run(run_release.retry_later, self.claimed, code, message, retry_after=retry_after):
             return False
         await self._cancel_on_device()
@@ -241,7 +242,7 @@ class Execution:
         return True
 
     async def _stop_with_what_is_read(self, error: AdiuvaError) -> None:
-        """End at a limit of the run. The rest is for the next one: the ledger knows what was read."""
+        """End at a limit of the run. The rest is for the next one: the ledger knows which sources were read."""
         run = await db.run(claimed_runs.current_run, self.claimed)
         state = Run.State.PARTIAL if run.items_processed else Run.State.ERROR
         await self._stop(state, error.code, error.message)
@@ -260,7 +261,7 @@ class Execution:
         await self.progress.report(last=await self._finish())
 
     async def _remember(self) -> None:
-        """Store an episode of what the run found, before the run can be undone. A failure does not fail the run."""
+        """Store an episode of the run's findings, before the run can be undone. A failure does not fail the run."""
         if self.claimed.dry_run or not self.pipeline.found:
             return
         run = await db.run(claimed_runs.current_run, self.claimed)
@@ -297,7 +298,9 @@ def _is_outage(error: Exception) -> bool:
 
 
 def _deciding_failure(group: ExceptionGroup[Exception]) -> Exception:
-    """The failure of a task group that decides how the run ends: a lost lease, then a lost device, then any other."""
+    """Return the failure of a task group that decides how the run ends: a lost lease, then a lost device, then any
+    other.
+    """
     flat: list[Exception] = []
     for error in group.exceptions:
         flat.append(_deciding_failure(error) if isinstance(error, ExceptionGroup) else error)

@@ -1,7 +1,7 @@
-"""Start, cancel, resume and sweep runs. What a run's worker does with it is in `agents.claimed_runs`.
+"""Start, cancel, resume and sweep runs. `agents.claimed_runs` is the worker's side of a run.
 
 Celery messages only make things fast: the rows decide, and workers look for queued runs by themselves as well. Times
-come from the database's clock, because those of workers differ. Locks are taken in one order, runs before their agent,
+come from the database's clock, because workers' clocks differ. Locks are taken in one order, runs before their agent,
 except by code that only inserts runs.
 """
 
@@ -36,11 +36,11 @@ from integrations.models import Connection, Health
 # A run ends after it lost this many workers in a row without any progress.
 MAX_WORKERS_LOST = 5
 _BATCH_SIZE = 500
-# How long a live worker gets to honour a cancel or deadline before the sweep ends the run.
+# The time that a live worker gets to honour a cancel or deadline before the sweep ends the run.
 CANCEL_GRACE_S = 4.0
-# For a device to connect, or an account to be connected again.
+# The longest wait for a device to connect, or an account to be connected again.
 _MAX_WAIT = dt.timedelta(days=30)
-# What is said of a run that waited so long, by what it waited for.
+# The ends of runs that waited too long, by what they waited for.
 _NEVER = {
     Run.State.WAITING_DEVICE: "device_never_came",
     Run.State.AWAITING_REAUTH: "never_connected_again",
@@ -61,13 +61,16 @@ class RunIsLive(Conflict):
 
 
 def wake_workers() -> None:
-    """Tell the workers after the commit that runs wait. Which run is next is theirs to ask (`agents.run_queue`), and if
-    the message is lost, they look by themselves."""
+    """Tell the workers, after the commit, that runs wait.
+
+    They find out themselves which run is next (`agents.run_queue`), and if the message is lost, they look by
+    themselves.
+    """
     enqueue.enqueue_on_commit("agents.start_queued")
 
 
 def build_run(agent: Agent, trigger: Run.Trigger, *, slot: dt.datetime | None = None, slots: int = 1) -> Run:
-    """A queued run of an agent as it is configured now, not saved."""
+    """Build a queued run of an agent as it is configured now, without saving it."""
     return Run(
         user_id=agent.user_id,
         agent=agent,
@@ -155,8 +158,10 @@ def cancel(*, run: Run) -> Run:
 
 @transaction.atomic
 def resume_waiting(*, user_id: UUID, device_id: str) -> int:
-    """Queue the runs that wait for a device, which has connected; scheduled ones that are too late are cancelled.
-    Returns how many were queued."""
+    """Queue the runs that waited for a device, which has connected, and cancel scheduled ones that are too late.
+
+    Returns how many were queued.
+    """
     waiting = Run.objects.of(user_id).filter(state=Run.State.WAITING_DEVICE, device_id=device_id)
     found = list(waiting.select_related("agent").select_for_update(skip_locked=True, of=("self",)))
     if not found:
@@ -176,7 +181,7 @@ def resume_waiting(*, user_id: UUID, device_id: str) -> int:
 
 @transaction.atomic
 def resume_after_reauth(candidates: QuerySet[Run]) -> int:
-    """Queue those of the given runs that wait for an account, which is connected again. Returns how many."""
+    """Queue those of the given runs that waited for an account, which is connected again. Returns how many."""
     found = (
         candidates.filter(state=Run.State.AWAITING_REAUTH).order_by("pk").select_for_update(skip_locked=True)
     )
@@ -187,7 +192,7 @@ def resume_after_reauth(candidates: QuerySet[Run]) -> int:
 
 
 def resume_with_budget() -> int:
-    """Queue the runs that wait for money and whose allowances have room again. Returns how many."""
+    """Queue the runs that waited for money and whose allowances have room again. Returns how many."""
     waiting = Run.objects.filter(state=Run.State.AWAITING_BUDGET).order_by("enqueued_at", "pk")
     seen = list(waiting.select_related("agent")[:_BATCH_SIZE])
     found = [
@@ -197,8 +202,8 @@ def resume_with_budget() -> int:
             run.user_id, Purpose.AGENTS, run.agent_ref, run.agent.budget_micro if run.agent else None
         )
     ]
-    # A run that still has to wait goes to the end of the line, so that each is looked at in turn. Those that others
-    # have locked are left to the next look: they are being cancelled, or deleted with their account.
+    # A run that still has to wait goes to the end of the line, so that each gets its look. Runs that others have locked
+    # are left to the next sweep: they are being cancelled, or deleted with their account.
     with transaction.atomic():
         free = waiting.select_for_update(of=("self",), no_key=True, skip_locked=True).filter(
             pk__in=[run.pk for run in seen]
@@ -225,7 +230,7 @@ def enqueue_reauth_notice(connection_id: UUID) -> None:
 def sweep() -> dict[str, int]:
     """Repair what a lost message or a dead worker left behind. Any number of sweeps may run at once.
 
-    Mostly there is nothing to repair: one statement asks for all of it, and what it does not name is left alone.
+    Mostly there is nothing to repair: one statement finds out about all steps, and only those that it names run.
     """
     steps: dict[str, tuple[QuerySet[Any], Callable[[], int]]] = {
         "overdue": (_overdue(), _end_overdue),
@@ -244,7 +249,7 @@ def sweep() -> dict[str, int]:
 
 
 def _whose_device_is_here() -> QuerySet[Run]:
-    """Runs that wait for a device which is online."""
+    """Return runs that wait for a device which is online."""
     here = Device.objects.online().filter(user_id=OuterRef("user_id"), device_id=OuterRef("device_id"))
     return Run.objects.filter(Exists(here), state=Run.State.WAITING_DEVICE)
 
@@ -257,7 +262,7 @@ def _resume_those_whose_device_is_here() -> int:
 
 
 def _reauthenticated() -> QuerySet[Run]:
-    """Runs that waited for an account which is connected again."""
+    """Return runs that waited for an account which is connected again."""
     lost = Connection.objects.filter(health=Health.NEEDS_REAUTH)
     without_account = Agent.objects.filter(connection__in=lost)
     waiting = Run.objects.filter(state=Run.State.AWAITING_REAUTH)
@@ -265,13 +270,13 @@ def _reauthenticated() -> QuerySet[Run]:
 
 
 def _undelivered() -> QuerySet[Run]:
-    """Runs whose records wait for a device that is online: a certain one, or any."""
+    """Return runs whose records wait for a device that is online: a certain one, or any."""
     here = Device.objects.online()
     theirs = OutboxRecord.objects.waiting().filter(source_run=OuterRef("pk"))
     return Run.objects.filter(
         leases.is_free(),
         Exists(here.filter(user_id=OuterRef("user_id"))),
-        # Or none waits any more, because the delivery was interrupted before it could note that.
+        # Or no record waits any more, because the delivery was interrupted before it could note that.
         Exists(theirs.filter(Q(device=None) | Q(device__in=here))) | ~Exists(theirs),
         undelivered=True,
     )
@@ -284,8 +289,9 @@ def _enqueue_deliveries() -> int:
 
 
 def _overdue() -> QuerySet[Run]:
-    """Runs that were cancelled or are past their deadline and that no worker ends: it is dead or hangs, or the run is
-    still queued."""
+    """Return runs past their deadline or cancelled that no worker ends: it is dead or hangs, or the run is still
+    queued.
+    """
     grace_over = Now() - dt.timedelta(seconds=CANCEL_GRACE_S - 0.5)
     cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=grace_over)
     late = Q(state=Run.State.RUNNING, deadline_at__lt=grace_over) | Q(
@@ -306,13 +312,13 @@ def _end_overdue() -> int:
 
 
 def _lost() -> QuerySet[Run]:
-    """Runs whose worker stopped renewing its lease."""
+    """Return runs whose worker stopped renewing its lease."""
     return Run.objects.filter(leases.is_over(), state=Run.State.RUNNING)
 
 
 @transaction.atomic
 def _reclaim_lost() -> int:
-    """Queue them again."""
+    """Queue lost runs again. Returns how many."""
     lost = leases.reclaim(_lost(), most=_BATCH_SIZE)
     for run in lost:
         in_flight = SourceInFlight.objects.filter(agent=run.agent_id, in_flight=True)
@@ -331,17 +337,17 @@ def _reclaim_lost() -> int:
 
 
 def requeue(run: Run, *, not_before: dt.datetime | None = None, **changes: Any) -> None:
-    """Queue a run, whose row is locked, again, and save `changes` to it. Its holder cannot write it any more."""
+    """Queue a run, whose row is locked, again, and save `changes` to it. Its holder can no longer write it."""
     run.revoke(state=Run.State.QUEUED, phase="", not_before=not_before, enqueued_at=db.clock(), **changes)
 
 
 def retry_is_due() -> Q:
-    """Condition on queued runs: not waiting for the time of a retry."""
+    """Return a condition on queued runs: they do not wait for the time of a retry."""
     return Q(not_before=None) | Q(not_before__lte=Now())
 
 
 def _never_continued() -> QuerySet[Run]:
-    """Runs that have waited for too long."""
+    """Return runs that have waited for too long."""
     return Run.objects.filter(state__in=Run.PUT_ASIDE, created_at__lt=Now() - _MAX_WAIT)
 
 
@@ -355,8 +361,10 @@ def _expire_waiting() -> int:
 
 @transaction.atomic
 def _expire_records() -> int:
-    """Expire records whose device did not connect in time, and note in their runs' journals how many. Runs in progress
-    deliver theirs."""
+    """Expire records whose device did not connect in time, and note in their runs' journals how many.
+
+    Leaves out runs in progress, which deliver theirs.
+    """
     overdue = Run.objects.filter(pk__in=outbox.overdue_runs(_BATCH_SIZE)).exclude(state=Run.State.RUNNING)
     expired = 0
     for run in overdue.select_for_update(skip_locked=True):
@@ -370,7 +378,8 @@ def _expire_records() -> int:
     return expired
 
 
-# All of a run's end, since every run has one: its row with what was counted last, who is told of it, and its last line.
+# Writes a run's whole end, since every run has one: its row with the last counts, the watches to tell, and its last
+# line.
 _END = f"""
 WITH ended AS (
     UPDATE agents_run SET state = %(state)s, verdict = %(verdict)s, phase = '', not_before = NULL,
@@ -386,7 +395,7 @@ SELECT completed_at, (SELECT count(*) FROM watches_due) FROM ended
 
 
 def end(run: Run, state: Run.State, code: str, message: str = "") -> None:
-    """End a run, whose row is locked. Its holder cannot write it any more. One statement for most runs."""
+    """End a run, whose row is locked. Its holder can no longer write it. One statement for most runs."""
     run.state, run.phase, run.not_before = state, "", None
     # Records that a local agent's run could not deliver are delivered by the agent's next run.
     run.undelivered = run.is_cloud and outbox.count_waiting(run.pk) > 0

@@ -1,4 +1,4 @@
-"""Schedules in words, in the language that gettext speaks at the time."""
+"""Schedules in words, in the active language."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMES: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def describe(cron: str) -> str:
-    """`every weekday at 08:00`; a schedule that no words of ours fit is shown as it is."""
+    """Return `every weekday at 08:00`; a schedule that none of our words fit is shown as it is."""
     fields = _MACROS.get(cron.strip().lower(), cron).split()
     as_it_is = gettext("at “{cron}”").format(cron=cron)
     if len(fields) != 5 or fields[2:4] != ["*", "*"] or not fields[0].isdecimal():
@@ -63,7 +63,7 @@ def _weekday(word: str) -> int | None:
 
 
 def schedule_text(agent: Agent, *, upcoming: int = 1) -> str:
-    """`every weekday at 08:00 (Europe/Rome), next Mon 30 Nov 08:00`; "" without a schedule. Saved or not."""
+    """Return `every weekday at 08:00 (Europe/Rome), next Mon 30 Nov 08:00`; "" without a schedule. Saved or not."""
     if not agent.schedule_cron:
         return ""
     said = f"{describe(agent.schedule_cron)} ({agent.zone})"
@@ -73,5 +73,5 @@ def schedule_text(agent: Agent, *, upcoming: int = 1) -> str:
 
 
 def moments_text(moments: Sequence[dt.datetime]) -> str:
-    """`Mon 30 Nov 08:00, Tue 1 Dec 08:00`, each in its own zone."""
+    """Return `Mon 30 Nov 08:00, Tue 1 Dec 08:00`, each in its own zone."""
     return ", ".join(date_format(moment, "D j N H:i") for moment in moments)

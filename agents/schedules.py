@@ -59,7 +59,7 @@ _parsed = lru_cache(10_000)(Cron.parse)  # many agents share a schedule
 
 
 def next_run_at(agent: Agent, after: dt.datetime | None = None) -> dt.datetime | None:
-    """The agent's first slot after a moment (default: now); None if it has no schedule or is disabled."""
+    """Return the agent's first slot after a moment (default: now); None if it has no schedule or is disabled."""
     if not agent.schedule_cron or not agent.enabled:
         return None
     return _parsed(agent.schedule_cron).next(after or timezone.now(), ZoneInfo(agent.zone))
@@ -80,12 +80,12 @@ def tick(now: dt.datetime | None = None) -> int:
 
 
 def device_connected(*, user_id: uuid.UUID, device_id: str) -> int:
-    """A device has connected: start its agents that are due and resume the runs that wait for it. Returns how many."""
+    """Start the due agents of a device that has connected, and resume the runs that wait for it. Returns how many."""
     # After a restart thousands connect at once, and most find nothing: that must cost one statement.
     with prepared_cursor() as cursor:
         cursor.execute(_PENDING_WORK, {"user": user_id, "device": device_id})
         is_due, waits, undelivered, untold, ends_are_due = cursor.fetchone()
-    if ends_are_due:  # of runs that were started from chats: what tells them may need a device
+    if ends_are_due:  # of runs that were started from chats: the turn that tells them may need a device
         enqueue_on_commit("chat.follow_up")
     for connection_id in untold:
         runs.enqueue_reauth_notice(connection_id)
@@ -96,7 +96,7 @@ def device_connected(*, user_id: uuid.UUID, device_id: str) -> int:
 
 
 def connection_restored(*, connection_id: uuid.UUID) -> int:
-    """An account is connected again: resume its agents' waiting runs and catch up on missed slots. Returns how many."""
+    """Resume waiting runs of an account that is connected again, and catch up on missed slots. Returns how many."""
     resumed = runs.resume_after_reauth(Run.objects.filter(agent__connection=connection_id))
     return resumed + _start_due(Q(connection=connection_id), None)
 
@@ -122,7 +122,7 @@ def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
         cursor.execute(_SET_NEXT_RUNS, [[agent.pk for agent in due], [agent.next_run_at for agent in due]])
     started: set[uuid.UUID] = set()
     if wanted:
-        # The unique constraints refuse what is covered: by a live run, or because the slot had its own.
+        # The unique constraints refuse runs for slots that a live run covers, or that had their own.
         Run.objects.bulk_create(wanted, ignore_conflicts=True)
         started = set(Run.objects.filter(pk__in=[run.pk for run in wanted]).values_list("pk", flat=True))
         _absorb_slots([run for run in wanted if run.pk not in started])
@@ -135,7 +135,7 @@ def _claim(whose: Q, moment: dt.datetime | None) -> tuple[int, int] | None:
 
 
 def _due(whose: Q, now: Now | Value) -> QuerySet[Agent]:
-    """Lock the agents whose slot has come.
+    """Lock and return the agents whose slot has come.
 
     An agent that skips missed slots and whose device is away is left alone while it is on time, because the device may
     connect any moment.
@@ -175,7 +175,7 @@ def _advance(agent: Agent, now: dt.datetime) -> Run | None:
     try:
         cron, zone = _parsed(agent.schedule_cron), ZoneInfo(agent.zone)
     except (BadCron, ZoneInfoNotFoundError) as error:
-        # It was valid when it was saved. An agent whose schedule no longer is must not stop the others.
+        # It was valid when it was saved. An agent with an invalid schedule must not stop the others.
         log.error("schedule.unusable", agent_id=str(agent.pk), error=type(error).__name__)
         agent.next_run_at = None
         return None
@@ -198,7 +198,7 @@ def _advance(agent: Agent, now: dt.datetime) -> Run | None:
         return None
     run = runs.build_run(agent, Run.Trigger.SCHEDULE, slot=slot, slots=slots)
     if not is_here:
-        # Saves a worker from finding that out. If the device connects before our commit, the sweep resumes the run.
+        # This saves a worker from finding out. If the device connects before our commit, the sweep resumes the run.
         run.state = Run.State.WAITING_DEVICE
     return run
 
@@ -231,7 +231,7 @@ def _absorb_slots(covered: Sequence[Run]) -> None:
         log.info("schedule.covered", agent_id=str(run.agent_ref))
 
 
-# ORM's bulk_update makes a CASE of a branch a row.
+# The ORM's bulk_update makes a CASE of a branch a row.
 _SET_NEXT_RUNS = """
 UPDATE agents_agent AS agent SET next_run_at = moved.next_run_at
 FROM unnest(%s::uuid[], %s::timestamptz[]) AS moved (id, next_run_at) WHERE agent.id = moved.id
@@ -264,7 +264,7 @@ def reschedule_for_user(*, user_id: uuid.UUID) -> None:
     agents = list(
         Agent.objects.filter(user_id=user_id, timezone="", enabled=True, next_run_at__gt=timezone.now())
         .select_related("user")
-        .order_by("created_at", "id")  # as what settles a plan locks them
+        .order_by("created_at", "id")  # in the order in which `plan_limits` locks them
         .select_for_update(of=("self",), no_key=True)
     )
     for agent in agents:

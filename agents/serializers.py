@@ -31,7 +31,7 @@ from integrations.errors import OLD_TOKEN_FIELD, old_token_error
 from integrations.models import Provider
 
 FAMILY_HELP = "`local` or `cloud`, for deployed clients; `agent_kind` is exact."
-# Warnings about an agent after it was made or changed.
+# Warnings about an agent after it was created or changed.
 _UNKNOWN_DEVICE: Final = gettext_noop(
     "None of your devices has called itself “{device}” yet: the agent's runs wait until one does. "
     "GET /api/v1/devices lists those that have connected."
@@ -207,7 +207,7 @@ class LocalAgentSerializer(ModelSerializer[Agent]):
         return _checked(configuration.zone, name)
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Hours belong to `within`; what was set for it goes when another way of catching up is chosen."""
+        """Check that only `within` has hours; another way of catching up drops them."""
         before = self.instance if isinstance(self.instance, Agent) else Agent()
         if values.get("catch_up", before.catch_up) == CatchUp.WITHIN:
             if values.get("catch_up_hours", before.catch_up_hours) is None:
@@ -306,7 +306,7 @@ class CloudAgentSerializer(LocalAgentSerializer):
 
 
 class KeptAgentsChoiceSerializer(serializers.Serializer[Any]):
-    """Which agents run where the plan has no room for all that are enabled."""
+    """The agents to keep running where the plan has no room for all that are enabled."""
 
     agent_ids = serializers.ListField(
         child=serializers.UUIDField(),

@@ -21,7 +21,7 @@ _SPAN: Final = ("from", "to")
 
 
 def get_agent(user_id: UUID, agent_id: UUID) -> Agent:
-    """One of a user's agents. Raises NotFound, also for another user's agent."""
+    """Return one of a user's agents. Raises NotFound, also for another user's agent."""
     agent = Agent.objects.of(user_id).select_related("user").filter(pk=agent_id).first()
     if agent is None:
         raise NotFound("there is no such agent")
@@ -49,7 +49,7 @@ def is_device_known(agent: Agent) -> bool:
 
 
 def overlapping(agent: Agent) -> list[Agent]:
-    """The user's other agents that read the same folders of the same device, or the same mailbox."""
+    """Return the user's other agents that read the same folders of the same device, or the same mailbox."""
     others = Agent.objects.of(agent.user_id).exclude(pk=agent.pk)
     if not agent.is_local:
         return (
@@ -62,7 +62,7 @@ def overlapping(agent: Agent) -> list[Agent]:
 
 
 def _share_folders(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether one of these folders is, or lies in, one of the others, or the other way round."""
+    """Return whether a folder of one list is, or lies in, a folder of the other."""
     mine, theirs = (
         [f"{path.replace(chr(92), '/').rstrip('/')}/" for path in paths] for paths in (some, others)
     )
@@ -79,7 +79,7 @@ def _create(agent: Agent) -> Agent:
 
 
 def update_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
-    """As `update`; a run that waits for the old connection resumes with the new one.
+    """Change a cloud agent, as `update` does; a run that waits for the old connection resumes with the new one.
 
     Raises also Invalid if the provider would change, or the connection does not exist.
     """
@@ -97,8 +97,10 @@ def update_cloud(*, agent: Agent, values: dict[str, Any]) -> Agent:
 @transaction.atomic
 def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
     """Change a configuration. A run in progress keeps the old one; a run that waits for a device that the agent no
-    longer reads is cancelled. Raises NotFound if the agent was deleted, or QuotaExceeded if it is to be enabled and the
-    plan has no room for that."""
+    longer reads is cancelled.
+
+    Raises NotFound if the agent was deleted, or QuotaExceeded if it is to be enabled and the plan has no room for that.
+    """
     # Before all other locks.
     account = entitlements.lock(agent.user_id) if "enabled" in values else None
     if values.get("device_id", agent.device_id) != agent.device_id:
@@ -130,7 +132,7 @@ def update(*, agent: Agent, values: dict[str, Any]) -> Agent:
 
 
 def _check_catch_up(agent: Agent) -> None:
-    """Only `within` has hours, and it needs them. Raises Invalid, also if concurrent changes contradict each other."""
+    """Drop hours without `within`, and require them with it. Raises Invalid, also if concurrent changes conflict."""
     if agent.catch_up != CatchUp.WITHIN:
         agent.catch_up_hours = None
     elif agent.catch_up_hours is None:
@@ -147,11 +149,11 @@ def delete(*, agent: Agent) -> None:
             raise NotFound("there is no such agent")
         _cancel_live(locked)  # a run that started before the agent was locked; from now on none can start
         locked.delete()
-        plan_limits.settle(agent.user_id)  # its room is another's
+        plan_limits.settle(agent.user_id)  # its room goes to another
 
 
 def stop_all(*, user_id: UUID) -> None:
-    """In the transaction that closes an account: none of its agents runs again, and runs in progress end."""
+    """Stop all agents of an account, in the transaction that closes it: none runs again, and runs in progress end."""
     Agent.objects.of(user_id).update(enabled=False, held_by_plan=False, next_run_at=None)
     for run in Run.objects.of(user_id).live():
         runs.cancel(run=run)
@@ -163,7 +165,9 @@ def _cancel_live(agent: Agent) -> None:
 
 
 def connection_for(user_id: UUID, provider: str, connection_id: UUID | None) -> Connection:
-    """A user's connection to a provider; without an id, the only healthy one. Raises Invalid, naming the field."""
+    """Return a user's connection to a provider; without an id, the only healthy one. Raises Invalid, naming the
+    field.
+    """
     mine, label = Connection.objects.of(user_id), Provider(provider).label
     if connection_id is not None:
         found = mine.filter(pk=connection_id).first()
@@ -196,7 +200,9 @@ def _no_connection(why: str) -> Invalid:
 
 
 def clean_filter_config(given: Any) -> dict[str, Any]:
-    """A filter_config as it is stored: without empty filters, channels as labels. Raises Invalid, naming the fields."""
+    """Return a filter_config as it is stored: without empty filters, channels as labels. Raises Invalid, naming the
+    fields.
+    """
     if not isinstance(given, Mapping):
         raise _bad_filter("", "Not an object.")
     span = given.get("date_range") or {}

@@ -28,7 +28,7 @@ Kind = Literal["folder", "gmail", "outlook", "teams"]
 Given = TypeVar("Given")
 Checked = TypeVar("Checked")
 
-# As many as a question can name.
+# The most folders that a question can name.
 MOST_FOLDERS: Final = 10
 _MOST_NAMES: Final = 20
 _NAME_CHARS: Final = 200
@@ -37,19 +37,19 @@ _DEFAULT_TABLES: Final = ["tasks", "timelines", "notes"]
 _TYPES: Final = {"folder": AgentType.LOCAL_DIRECTORY} | {
     name: AgentType(name) for name in ("gmail", "outlook", "teams")
 }
-# By their names in a wish, the parts of an agent of folders, and those of a mailbox.
+# The parts of an agent of folders, and those of an agent of a mailbox, by their names in a wish.
 _OF_FOLDERS: Final = frozenset({"folders", "extensions"})
 _OF_MAILBOXES: Final = frozenset({"labels", "senders", "first_day", "last_day"})
 
 
 class CannotSetUp(AdiuvaError):
-    """The agent cannot be made or changed like that. The message says why, and what has to be done."""
+    """The agent cannot be made or changed like that. The message says why, and what the user has to do."""
 
     code, status = "cannot_set_up", 400
 
 
 class NothingToChange(CannotSetUp):
-    """The agent is as it is wanted."""
+    """The agent is already as wanted."""
 
     def __init__(self) -> None:
         super().__init__("the agent is like that already, so nothing is to be changed")
@@ -57,7 +57,7 @@ class NothingToChange(CannotSetUp):
 
 @dataclass(frozen=True)
 class Wish:
-    """A user's wish for an agent. None: as it is, or as usual for a new agent. `schedule`: cron, "" for none."""
+    """A user's wish for an agent. None: unchanged, or the default for a new agent. `schedule`: cron, "" for none."""
 
     kind: Kind | None = None
     name: str | None = None
@@ -83,8 +83,9 @@ class Wish:
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """The change that a wish amounts to. `agent`: as it would be; not saved. `values`: the columns that change, of
-    `before` if that is given. `device`: the row id of the device whose folders are read."""
+    """The change that a wish amounts to. `agent`: the result, not saved. `values`: the columns that change, in `before`
+    if that is given. `device`: the row id of the device whose folders are read.
+    """
 
     action: Literal["insert", "update", "delete"]
     agent: Agent
@@ -199,7 +200,9 @@ def _checked(check: Callable[[Given], Checked], given: Given) -> Checked:
 
 
 def _device(user_id: uuid.UUID, before: Agent | None, device_id: uuid.UUID | None) -> Device | None:
-    """The device whose folders the agent reads: its own; of a new agent, the one that asks, or was seen last."""
+    """Return the device whose folders the agent reads: its own; for a new agent, the one that asks, or was seen
+    last.
+    """
     mine = Device.objects.of(user_id)
     if before is not None:
         return mine.filter(device_id=before.device_id).first()
@@ -232,7 +235,7 @@ def _folder_values(wish: Wish, device: Device | None, before: Agent | None) -> d
 
 
 def ungranted(device: Device, paths: Sequence[str]) -> list[str]:
-    """Those folders that lie in none that the device grants. Empty if it did not say what it grants."""
+    """Return the folders that lie in none that the device grants; none if it did not say what it grants."""
     if (grants := device.grants) is None:
         return []
     granted = [_prefix(grant) for grant in grants]
@@ -297,7 +300,7 @@ def _defaults(agent_type: AgentType, values: dict[str, Any], wish: Wish) -> dict
 
 
 async def preview(plan: PlannedChange, zone: ZoneInfo) -> TrialResult:
-    """Return what the agent would find in up to three documents. It raises nothing."""
+    """Return the records that the agent would find in up to three documents. Raises nothing."""
     agent = plan.agent
     proposal = AgentProposal(
         prompt_template=agent.prompt_template,
@@ -322,13 +325,13 @@ async def preview(plan: PlannedChange, zone: ZoneInfo) -> TrialResult:
 
 
 def needs_preview(plan: PlannedChange) -> bool:
-    """Return whether what is read or looked for changes."""
+    """Return whether the plan changes what the agent reads or looks for."""
     parts = {"prompt_template", "data_types", "directory_paths", "file_extensions", "filter_config"}
     return plan.action != "delete" and bool(parts & plan.values.keys())
 
 
 def save(plan: PlannedChange) -> Agent | None:
-    """Carry a plan out; None once the agent is deleted. Raises NotFound, Invalid."""
+    """Carry a plan out. Returns None if that deletes the agent. Raises NotFound, Invalid."""
     values = dict(plan.values)
     if plan.action == "delete":
         services.delete(agent=plan.agent)

@@ -1,8 +1,8 @@
-"""Bring changes of a source to the rows that were found in it: while the user has not approved or edited a row, it
-follows its source; otherwise it stays, and the journal says what changed.
+"""Bring changes of a source to the rows that were found in it.
 
-Like an undo, this compares the row with what the device reported last. A change that the user makes in the milliseconds
-between our read and our write goes unnoticed.
+Until the user approves or edits a row, it follows its source; afterwards it stays, and the journal says what changed.
+Like an undo, this compares the row with the device's last report of it. A change that the user makes in the
+milliseconds between our read and our write goes unnoticed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STAYS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class _Row:
-    """A row that is to follow. `updates` is None if it is to be withdrawn."""
+    """A row that is to follow its source. `updates` is None if it is to be withdrawn."""
 
     id: UUID
     table: TableName
@@ -61,9 +61,10 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Settled:
-    """The outcome for a row. `result`: as the device returned it after an update. `stays`: why it did not follow.
+    """The outcome for a row. `result`: the row that the device returned after an update. `stays`: why it did not
+    follow.
 
-    `before`: as it was before this run changed it; None if it did not.
+    `before`: the row before this run changed it; None if it did not.
     """
 
     row: _Row
@@ -75,7 +76,7 @@ class _Settled:
 
 
 async def follow_sources(claimed: ClaimedRun, link: DeviceLink, device: UUID) -> None:
-    """Bring all changes that wait to the rows on this device. Raises DeviceOffline, DeviceSilent, LeaseLost."""
+    """Bring all waiting changes to the rows on this device. Raises DeviceOffline, DeviceSilent, LeaseLost."""
     while rows := await db.run(_waiting, claimed, device):
         settled = await _follow(claimed, link, rows)
         await db.run(_settle, claimed, device, settled)
@@ -84,7 +85,7 @@ async def follow_sources(claimed: ClaimedRun, link: DeviceLink, device: UUID) ->
 
 
 def _waiting(claimed: ClaimedRun, device: UUID) -> list[_Row]:
-    """The first changes that wait, of records that this device has."""
+    """Return the first waiting changes of records that this device has."""
     pending = FoundRecord.objects.filter(agent_id=claimed.agent_id, pending__isnull=False)
     if not (found := {row.pk: row for row in pending}):
         return []
@@ -143,12 +144,12 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
             case DeviceOffline():
                 raise DeviceOffline
             case _:
-                pass  # it is not known what happened: the next attempt reads the row first
+                pass  # the outcome is unknown: the next attempt reads the row first
     return settled
 
 
 def _reason(claimed: ClaimedRun, row: _Row, now: Mapping[str, Any]) -> str:
-    """Why a row does not follow its source; empty if it does."""
+    """Return why a row does not follow its source; empty if it does."""
     if now.get("isApproved") in (1, True):
         return "approved"
     if row.hash is None or outbox.row_hash(claimed.cipher, row.table, now) != row.hash:
@@ -157,7 +158,7 @@ def _reason(claimed: ClaimedRun, row: _Row, now: Mapping[str, Any]) -> str:
 
 
 async def _answers(link: DeviceLink, calls: Sequence[ToolCall]) -> list[ToolResultBody]:
-    """The answers to reads, which can simply be asked for again. Raises DeviceOffline, DeviceSilent."""
+    """Return the answers to reads, which can simply be repeated. Raises DeviceOffline, DeviceSilent."""
     found: list[ToolResultBody] = []
     for outcome in await link.send_calls(calls) if calls else []:
         if isinstance(outcome, OutcomeUnknown):
@@ -169,14 +170,16 @@ async def _answers(link: DeviceLink, calls: Sequence[ToolCall]) -> list[ToolResu
 
 
 async def _in_use(link: DeviceLink, rows: Sequence[_Row]) -> set[UUID]:
-    """Tasks that have comments, or of which it cannot be found out."""
+    """Return tasks that have comments, or may have some."""
     calls = [new_call("select", "taskComments", filters={"taskId": row.row_id}, limit=1) for row in rows]
     answers = await _answers(link, calls)
     return {row.id for row, answer in zip(rows, answers, strict=True) if answer.rows is None or answer.rows}
 
 
 def _call(row: _Row) -> ToolCall:
-    """The change as a call. Its id is that of the record and the change, so that a second attempt is the same call."""
+    """Return the change as a call. Its id is that of the record and the change, so a second attempt is the same
+    call.
+    """
     if row.updates is None:
         return new_call("delete", row.table, data={"id": row.row_id}, call_id=str(uuid5(row.id, "withdraw")))
     said = json.dumps([row.hash.hex() if row.hash else "", row.updates], sort_keys=True)
@@ -191,7 +194,7 @@ def _call(row: _Row) -> ToolCall:
 @transaction.atomic
 def _settle(claimed: ClaimedRun, device: UUID, settled: Sequence[_Settled]) -> None:
     run = claimed_runs.held(claimed)
-    # What was withdrawn is kept for an undo, after which it is known again.
+    # Withdrawn records are kept for an undo, which makes them known again.
     forgotten = [each.row.id for each in settled if each.row.updates is None and not each.is_withdrawn]
     FoundRecord.objects.filter(pk__in=[each.row.id for each in settled]).update(pending=None)
     found_records.forget(forgotten)
@@ -208,7 +211,7 @@ def _settle(claimed: ClaimedRun, device: UUID, settled: Sequence[_Settled]) -> N
 
 
 def _change(claimed: ClaimedRun, each: _Settled) -> RunChange | None:
-    """Return what an undo of the run takes back; None if the run changed nothing."""
+    """Return the change for an undo of the run; None if the run changed nothing."""
     row = each.row
     if each.before is None:
         return None

@@ -15,13 +15,13 @@ from agents.journeys import services as journeys
 from agents.run_loop import run_loop
 
 RUNS_QUEUE: Final = "runs"
-# Records of documents that no agent reads any more, forgotten at a time.
+# The most records, of documents that no agent reads any more, that are forgotten at a time.
 _MOST_FORGOTTEN: Final = 5_000
 
 
 @shared_task(name="agents.start_queued")
 def start_queued() -> None:
-    """Have this process claim queued runs. It holds no thread: runs live on a loop of their own."""
+    """Make this process claim queued runs. This holds no thread: runs live on a loop of their own."""
     run_loop.wake()
 
 
@@ -83,7 +83,9 @@ def delete_expired() -> None:
 
 @signals.worker_ready.connect
 def _start_run_loop(sender: Any, **_: Any) -> None:
-    """A worker of the lane of runs claims what was queued while it was away, without waiting for a message."""
+    """Start the loop of a worker for runs: it claims runs that were queued while it was away, without waiting for a
+    message.
+    """
     if RUNS_QUEUE in sender.app.amqp.queues.consume_from:
         run_loop.start()
         run_loop.wake()
@@ -91,7 +93,7 @@ def _start_run_loop(sender: Any, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _begin_to_stop_run_loop(**_: Any) -> None:
-    # In a signal handler, which must not wait; the worker's other tasks end meanwhile.
+    # In a thread, because a signal handler must not wait; the worker's other tasks end meanwhile.
     threading.Thread(target=run_loop.stop, name="stop runs", daemon=True).start()
 
 

@@ -1,7 +1,7 @@
-"""Sets up an agent from a template that a user names in a chat: finds it in the catalogue, merges it with the request,
-and installs it once the user has agreed.
+"""Sets up an agent from a template that a user names in a chat.
 
-Values in the request take precedence over those of the template.
+Finds the template in the catalogue, merges it with the request, and installs it once the user has agreed. Values in the
+request take precedence over those of the template.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ class ChosenTemplate:
 
 
 def choose(user_id: UUID, wanted: str, before: Agent | None = None) -> ChosenTemplate:
-    """The template that is meant: one that the user has, or one that is listed. `before`: the agent that is to be
-    changed, of which there may be none. Raises CannotSetUp."""
+    """Return the template that is meant: one that the user has, or one that is listed.
+
+    `before`: the agent to change; a template only makes new ones, so any is refused. Raises CannotSetUp.
+    """
     if before is not None:
         raise CannotSetUp("a template makes a new agent: name no other")
     mine = PluginInstall.objects.of(user_id).present().filter(plugin__kind=PluginKind.AGENT_TEMPLATE)
@@ -80,7 +82,7 @@ def _listed(plugins: QuerySet[Plugin] | list[Plugin]) -> str:
 
 
 def parts(user_id: UUID, chosen: ChosenTemplate, given: dict[str, Any]) -> dict[str, Any]:
-    """A wish with what the template says wherever the user says nothing. Raises CannotSetUp."""
+    """Return a wish that takes the template's parts wherever the user says nothing. Raises CannotSetUp."""
     template = chosen.template
     kinds = MAILBOXES[template.source]
     offered: dict[str, Any] = {
@@ -127,7 +129,7 @@ def _is_connected(user_id: UUID, kind: AgentType) -> bool:
 
 
 def install(user_id: UUID, chosen: ChosenTemplate) -> None:
-    """Note that the user has it, once they have said yes. Raises CannotSetUp."""
+    """Install the template for the user, who has said yes. Raises CannotSetUp."""
     if chosen.is_installed:
         return
     try:

@@ -35,7 +35,7 @@ _BATCH_SIZE: Final = 500
 
 
 class UndoStopped(AdiuvaError):
-    """The device disconnected or does not answer. The error body says what was deleted until then."""
+    """The device disconnected or does not answer. The error body says how much was deleted until then."""
 
     def __init__(self, cause: AdiuvaError, undone: UndoResult) -> None:
         words = Text(
@@ -84,8 +84,10 @@ class _Undo:
         self._references: dict[DeviceLink, RowReferences] = {}
 
     async def resolve(self, device: UUID, link: DeviceLink) -> None:
-        """Withhold records that are still waiting, and find out about those that the device may have: inserting one
-        again, with the same call id, returns the row that is there."""
+        """Withhold records that are still waiting, and find out about those that the device may have.
+
+        Inserting one again, with the same call id, returns the existing row.
+        """
         target = await link.target()
         left = await db.run(undo_records.withhold_waiting, self.claimed, device, dedupes=target.can("dedupe"))
         for part in _parts(left, _BATCH_SIZE):
@@ -157,7 +159,7 @@ class _Undo:
         results_of(answers)
 
     def _reason(self, row: CreatedRow, answer: ToolResultBody) -> Reason | None:
-        """Why a row stays, or None. A row that is gone is deleted all the same, to learn whether we deleted it."""
+        """Return why a row stays, or None. A missing row is deleted all the same, to learn whether we deleted it."""
         if answer.error is not None:
             return "refused"
         if answer.row is None:

@@ -35,7 +35,7 @@ from memory.models import SourceKind
 
 Reason = Literal["edited", "approved", "in_use", "gone", "refused", "unknown"]
 State = OutboxRecord.State
-# Renewed with each step.
+# Each step renews it.
 _LEASE: Final = dt.timedelta(minutes=5)
 _TITLE_CHARS: Final = 200
 log = structlog.get_logger(__name__)
@@ -73,7 +73,7 @@ class KeptRecord:
 class UndoResult:
     """The outcome for a run's records, in this undo and earlier ones.
 
-    `restored`: rows that it had updated or withdrawn, and that are as they were.
+    `restored`: rows that it had updated or withdrawn, and that are as before.
     """
 
     deleted: int
@@ -115,7 +115,7 @@ def _records(claimed: ClaimedUndo) -> OutboxQuerySet:
 
 
 def _on(claimed: ClaimedUndo, device: UUID) -> OutboxQuerySet:
-    """A device's records; for the run's device, also those whose device was deleted."""
+    """Return a device's records; for the run's device, also those whose device was deleted."""
     return _records(claimed).filter(
         Q(device=device) | (Q(device=None) if device == claimed.device else Q(pk__in=[]))
     )
@@ -126,7 +126,7 @@ def _own_device(run: Run) -> UUID | None:
 
 
 def devices_needed(run: Run) -> list[UUID]:
-    """The devices that an undo needs. Raises RunNotEnded, and DeviceOffline if one of them was deleted."""
+    """Return the devices that an undo needs. Raises RunNotEnded, and DeviceOffline if one of them was deleted."""
     if run.is_live:
         raise RunNotEnded(run.pk)
     concerned = OutboxRecord.objects.filter(user_id=run.user_id, source_run=run.pk).exclude(
@@ -216,7 +216,7 @@ def created_rows(claimed: ClaimedUndo, device: UUID, table: str) -> list[Created
 
 
 def changes_of(claimed: ClaimedUndo) -> tuple[UUID, list[RunChange]] | None:
-    """Return what the run updated and withdrew, and on which device."""
+    """Return the run's updates and withdrawals, and their device."""
     return run_changes.of(claimed.run_id, claimed.cipher)
 
 

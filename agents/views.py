@@ -94,7 +94,7 @@ class _AgentViewSet(viewsets.ModelViewSet[Agent]):
         ]
 
     def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """PUT too changes what it names: deployed clients send a part of the configuration."""
+        """Treat PUT as a partial change: deployed clients send a part of the configuration."""
         return super().update(request, *args, **kwargs | {"partial": True})
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -197,7 +197,7 @@ class CloudAgentViewSet(_AgentViewSet):
 class KeepView(GenericAPIView[Any]):
     """Choose which agents run where your plan has no room for all that are enabled.
 
-    The others are held: nothing of them is lost, and they run again when there is room.
+    The others are held: they lose nothing, and run again when there is room.
     """
 
     serializer_class = KeptAgentsChoiceSerializer
@@ -366,7 +366,7 @@ _NO_ANSWER: Final = {
 class StartJourneyView(GenericAPIView[Any]):
     """Make an agent's configuration in a conversation, or change that of an agent you have.
 
-    A few questions are asked, five at most. Send what you answer to `journey/message`.
+    You are asked at most five questions. Send each answer to `journey/message`.
     """
 
     serializer_class = JourneyStartSerializer
@@ -417,14 +417,14 @@ class JourneyMessageView(GenericAPIView[Any]):
 
 
 def _run_context(page: Sequence[Run]) -> dict[str, Any]:
-    """What serializers of runs show beside their rows, in a query or two."""
+    """Return the data that serializers of runs show beside their rows, in a query or two."""
     return {"problems": journal.problems_of(page), "left": outbox.count_outstanding([run.pk for run in page])}
 
 
 def _whole_number(
     request: Request, name: str, *, default: int, least: int = 0, most: int = 10**18 - 1
 ) -> int:
-    """A whole number from the query string. Raises Invalid."""
+    """Return a whole number from the query string. Raises Invalid."""
     raw = request.query_params.get(name) or str(default)
     if not (raw.isascii() and raw.isdigit() and len(raw) < 19 and least <= int(raw) <= most):
         within = Text("Not a whole number from {least} to {most}.", least=least, most=most)

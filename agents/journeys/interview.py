@@ -1,7 +1,7 @@
-"""The interview: ask the model for its next step, and check what it answers. The model is treated as untrusted.
+"""The interview: ask the model for its next step, and check its answer. The model is treated as untrusted.
 
-An answer is the next question, a proposed agent, or the wish of the user to go back. Parts of a proposal that cannot be
-used are dropped with a note if the rest works without them; otherwise the model may repair its answer once.
+An answer is the next question, a proposed agent, or the wish of the user to go back. Unusable parts of a proposal are
+dropped with a note if the rest works without them; otherwise the model may repair its answer once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agents.models import AgentType
 from integrations.mail.filters import Filters
 
 MAX_QUESTIONS: Final = 5
-# How much of an unusable answer is shown to the model again.
+# The most characters of an unusable answer that are shown to the model again.
 _REPEATED_CHARS: Final = 8_000
 _QUESTION_CHARS: Final = 1_000
 # The limit of agents' own prompts, because a prompt that is changed a little may be as long as before.
@@ -39,10 +39,10 @@ _PROMPT_CHARS: Final = 20_000
 _NAME_CHARS: Final = 200
 _CRON_CHARS: Final = 200
 _MAX_EXTENSIONS: Final = 50
-# A question that shares this part of its words with an earlier one is the same question.
+# A question that shares this part of its words with an earlier one counts as the same.
 _SAME_WORDS: Final = 0.8
 _SENTENCE: Final = re.compile(r".+?(?:[.!?]+(?=\s)\s+|\Z)", re.DOTALL)
-# For a proposal made without the model, which then names no tables.
+# For a proposal without the model, in which nobody names tables.
 _DEFAULT_TABLES: Final = ("tasks", "notes")
 
 _PROMPT: Final = prompt_files.load("agents", "journey").text
@@ -72,7 +72,7 @@ class AnsweredQuestion(BaseModel):
 
 
 class AgentProposal(BaseModel):
-    """A checked configuration. `notes` tell the user what was left out of it."""
+    """A checked configuration. `notes` tell the user which parts of the proposal were dropped."""
 
     prompt_template: str
     data_types: list[str]
@@ -98,7 +98,7 @@ InterviewStep = Question | AgentProposal | GoBack
 
 @dataclass(frozen=True)
 class InterviewBrief:
-    """What an interview is about. `present`: the configuration of the agent that is being changed, if any."""
+    """The subject of an interview. `present`: the configuration of the agent that is being changed, if any."""
 
     agent_type: AgentType
     present: dict[str, Any] = field(default_factory=dict)
@@ -125,7 +125,7 @@ async def next_step(
     today: dt.date,
     profile: str = "",
 ) -> InterviewStep:
-    """The step that follows these answers. After the last question it is a proposal, whatever the model says.
+    """Return the step that follows these answers. After the last question it is a proposal, whatever the model says.
 
     `today` is the user's; `profile` says who the user is (memory.profile).
 
@@ -182,7 +182,7 @@ def _json(value: Any) -> str:
 
 
 def _schema(brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> dict[str, Any]:
-    """The schema of what may be answered now: only a question at first, no question at the end."""
+    """Return the schema of the present answer: only a question at first, no question at the end."""
     properties: dict[str, Any] = {}
     if len(answered) < MAX_QUESTIONS:
         properties["question"] = {"type": "string", "description": "the next question"}
@@ -219,11 +219,11 @@ def _agent_schema(brief: InterviewBrief) -> dict[str, Any]:
     }
 
 
-# ── What the model answers ──────────────────────────────────────────────────────────────────────────────
+# ── The model's answers ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _read(answer: Any, brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> InterviewStep:
-    """Raises UnusableAnswer."""
+    """Return the step in an answer. Raises UnusableAnswer."""
     if not isinstance(answer, dict):
         raise UnusableAnswer("the answer is no JSON object.")
     if answered and answer.get("back") is True:
@@ -246,13 +246,13 @@ def _read(answer: Any, brief: InterviewBrief, answered: Sequence[AnsweredQuestio
 
 
 def _is_same(question: str, other: str) -> bool:
-    """Return whether a question is another one in almost the same words."""
+    """Return whether two questions are the same in almost the same words."""
     words, others = (set(re.findall(r"\w+", text.casefold())) for text in (question, other))
     return len(words & others) >= _SAME_WORDS * len(words | others)
 
 
 def _first_question_of(text: str) -> str:
-    """The text without the questions after its first one, because the user answers one thing at a time."""
+    """Return the text without the questions after its first one, because the user answers one thing at a time."""
     first, *rest = _SENTENCE.findall(text)
     has_asked = first.rstrip().endswith("?")
     kept = [first]
@@ -275,7 +275,7 @@ def _outcome(given: Any, brief: InterviewBrief) -> AgentProposal:
     if not tables:
         raise UnusableAnswer(f'"data_types" is a list of some of {", ".join(DATA_TYPES)}.')
     notes = [] if all(name in DATA_TYPES for name in named) else [gettext(_NO_TABLE)]
-    given = brief.present | given  # what the proposal does not mention stays as it is
+    given = brief.present | given  # fields that the proposal does not mention stay
     wanted = given.get("filters")
     filters = dict(brief.present.get("filter_config") or {})
     filters["file_extensions"] = brief.present.get("file_extensions")
@@ -293,7 +293,9 @@ def _outcome(given: Any, brief: InterviewBrief) -> AgentProposal:
 
 
 def _text(given: Any, most: int) -> str:
-    """The text as its user may see it, without tool markup; "" if it is no text, too long, or repeats our prompt."""
+    """Return the text as its user may see it, without tool markup; "" if it is no text, too long, or repeats our
+    prompt.
+    """
     if not isinstance(given, str) or len(given) > most:
         return ""
     sanitizer = Sanitizer(_guard(), known=())
@@ -321,7 +323,7 @@ def _cron(given: Any, notes: list[str]) -> str:
 
 
 def _filter_config(given: dict[Any, Any], notes: list[str]) -> dict[str, Any]:
-    """The valid ones among the filters."""
+    """Return the valid filters."""
     kept: dict[str, Any] = {}
     for name in ("labels", "senders", "date_range"):
         if not (value := given.get(name)):
@@ -349,7 +351,7 @@ def _extensions(given: Any, notes: list[str]) -> list[str]:
 
 
 def _fallback_proposal(brief: InterviewBrief, answered: Sequence[AnsweredQuestion]) -> AgentProposal:
-    """The configuration if the model proposes none: the user's answers, word for word."""
+    """Return the configuration for when the model proposes none: the user's answers, word for word."""
     lines = "\n".join(f"- {one.question}\n  {one.answer}" for one in answered)
     words = f"Take out of the document what the freelancer wants, as said in these answers:\n{lines}"
     before = str(brief.present.get("prompt_template") or "")[: max(0, _PROMPT_CHARS - len(words) - 2)]

@@ -38,7 +38,7 @@ class Beginning:
 
 
 def begin(user_id: uuid.UUID, kind: str, agent_id: uuid.UUID | None) -> Beginning:
-    """Raises NotFound for an agent that is not the user's, Invalid where no mailbox is connected."""
+    """Start a journey. Raises NotFound for an agent that is not the user's, Invalid where no mailbox is connected."""
     if kind == AgentFamily.LOCAL:
         return Beginning(AgentType.LOCAL_DIRECTORY)
     if kind != AgentFamily.CLOUD:
@@ -68,7 +68,9 @@ def question(mailboxes: Sequence[Mailbox]) -> str:
 
 
 def chosen(mailboxes: Sequence[Mailbox], answer: str) -> Mailbox | None:
-    """The one that an answer names by its number, its address or a provider with one account; None if it is unclear."""
+    """Return the mailbox that an answer names by its number, its address, or a provider with one account; None if
+    unclear.
+    """
     said = answer.strip().lower()
     number = re.fullmatch(r"#?(\d{1,3})[.)]?", said)
     if number and 1 <= int(number[1]) <= len(mailboxes):

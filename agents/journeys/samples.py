@@ -1,6 +1,7 @@
 """Collect a few of a user's documents for a trial of a proposed configuration.
 
-There is no run, no row and no ledger: the device is asked as for a run, and what it sends is read once and dropped.
+There is no run, no row and no ledger: the device gets the frames of a run, and the files that it sends are read once
+and dropped.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from agents.models import Agent, AgentType
 from integrations.models import Provider
 
 MAX_DOCUMENTS: Final = 3
-# The beginning of each document that is read; it shows well enough what would be found.
+# Only the beginning of each document is read; it shows well enough what would be found.
 _DOCUMENT_CHARS: Final = 2 * PART_CHARS
 # Smaller files are preferred.
 _LARGE_BYTES: Final = 256 * 1024
-# Held of files whose parts have not all arrived.
+# The most characters held of files whose parts have not all arrived.
 _MAX_UNFINISHED_CHARS: Final = 8 * 1024 * 1024
 _MAX_PATHS: Final = 100
 
@@ -64,8 +65,8 @@ class DocumentSample:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """The user whose documents are needed, and the configuration they are for. `agent_id`: the agent that is being
-    changed, if any.
+    """The user whose documents are needed, and the configuration to try. `agent_id`: the agent that is being changed,
+    if any.
 
     `paths` on `device`, its row id, are read if they are known; else those of agents.
     """
@@ -81,7 +82,7 @@ class SampleRequest:
 
 
 async def collect(request: SampleRequest) -> DocumentSample:
-    """Up to MAX_DOCUMENTS documents that the configuration would read. The caller limits the time.
+    """Return up to MAX_DOCUMENTS documents that the configuration would read. The caller limits the time.
 
     Raises NothingToSample, DeviceOffline, DeviceSilent, FlowExceeded, and errors of mail providers.
     """
@@ -94,7 +95,7 @@ async def collect(request: SampleRequest) -> DocumentSample:
 
 
 async def _from_mailbox(request: SampleRequest) -> DocumentSample:
-    """The newest messages that pass the filters. No device is asked, so no projects are known."""
+    """Return the newest messages that pass the filters, without projects: no device is involved."""
     try:
         documents = await mailbox.sample_messages(
             user_id=request.user_id,
@@ -137,7 +138,9 @@ class _Folders:
 
 
 def _folders(request: SampleRequest) -> _Folders:
-    """The folders of the agent itself; for a new agent, those of the user's other agents on the device seen last."""
+    """Return the folders of the agent itself; for a new agent, those of the user's other agents on the device seen
+    last.
+    """
     online = Device.objects.of(request.user_id).online().seen_last_first()
     if request.paths:
         if request.device is None or (device := online.filter(pk=request.device).first()) is None:
@@ -239,7 +242,7 @@ class _Fetch:
                 self._documents.append(SourceDocument(name, file.path, text[:_DOCUMENT_CHARS], b"", b""))
 
     def _whole(self, file: AgentFile) -> str | None:
-        """The file's text, once all of its parts are here."""
+        """Return the file's text once all of its parts have arrived."""
         if file.part is None or file.parts is None:
             return file.content
         parts = self._parts.setdefault(file.path, {})
@@ -253,7 +256,7 @@ class _Fetch:
 
 
 def choose_paths(files: Sequence[ManifestFile]) -> list[str]:
-    """The newest file of each type, then the newest of all; large or empty files only if there are no others."""
+    """Return the newest file of each type, then the newest of all; large or empty files only if there are no others."""
     newest = sorted(files, key=lambda file: (not 0 < file.size <= _LARGE_BYTES, -file.mtime, file.path))
     kinds: dict[str, ManifestFile] = {}
     for file in newest:

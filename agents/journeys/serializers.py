@@ -62,7 +62,7 @@ class JourneyFindSerializer(serializers.Serializer[Any]):
 
 
 class JourneyFoundSerializer(serializers.Serializer[Any]):
-    """What the configuration finds in up to three documents. Nothing of it is created."""
+    """The records that the configuration finds in up to three documents. None of them is created."""
 
     sources = serializers.ListField(child=serializers.CharField(), help_text="The documents that were read.")
     records = JourneyFindSerializer(many=True, help_text="At most 100.")
@@ -76,7 +76,7 @@ class JourneyFoundSerializer(serializers.Serializer[Any]):
 
 
 class JourneySerializer(JourneyQuestionSerializer):
-    """With `done` it has all fields, else the first four."""
+    """A journey. With `done` it has all fields, else the first four."""
 
     prompt_template = serializers.CharField(required=False)
     agent_kind = serializers.ChoiceField(choices=AgentType.choices, required=False)

@@ -37,17 +37,18 @@ from billing import usage
 from billing.models import Purpose
 from memory.profile import read_profile
 
-# From the last message.
+# Counted from the last message.
 JOURNEY_LIFETIME: Final = dt.timedelta(hours=1)
-# For one step of the interview, a repaired answer included.
+# For one step of the interview, including a repaired answer.
 _MODEL_TIMEOUT_S: Final = 40.0
 
 log = structlog.get_logger(__name__)
 
 
 class JourneyState(BaseModel):
-    """What the row seals. `answered`: questions with their answers; `question`: the open one, "" once there is a
-    proposal. `mailboxes`: those among which the user chooses; `connection_id`: the one that was chosen."""
+    """The sealed state of a journey. `answered`: questions with their answers; `question`: the open one, "" once there
+    is a proposal. `mailboxes`: those among which the user chooses; `connection_id`: the chosen one.
+    """
 
     mailboxes: list[Mailbox] = []
     connection_id: uuid.UUID | None = None
@@ -57,13 +58,13 @@ class JourneyState(BaseModel):
     trial: TrialResult | None = None
 
     def back(self) -> JourneyState:
-        """The state at the previous question, without its answer; unchanged at the first question."""
+        """Return the state at the previous question, without its answer; unchanged at the first question."""
         if not self.answered:
             return self
         return self.step(answered=self.answered[:-1], question=self.answered[-1].question)
 
     def step(self, **changes: Any) -> JourneyState:
-        """Another step of the interview, about the same mailbox."""
+        """Return the state after another step of the interview, about the same mailbox."""
         return JourneyState(mailboxes=self.mailboxes, connection_id=self.connection_id, **changes)
 
 
@@ -71,7 +72,7 @@ class JourneyState(BaseModel):
 class Journey:
     """A JourneySession, unsealed. `turn`, as clients call it, is the row's version: it counts the steps.
 
-    `agent_type` is None, and `brief` of no meaning, while the user is asked which mailbox it is about.
+    `agent_type` is None, and `brief` without meaning, until the user has chosen a mailbox.
     """
 
     id: uuid.UUID
@@ -84,7 +85,7 @@ class Journey:
     zone: ZoneInfo
 
     def body(self) -> dict[str, Any]:
-        """The journey as REST shows it, in the language that gettext speaks at the time."""
+        """Return the journey as REST shows it, in the active language."""
         state = self.state
         body: dict[str, Any] = {"session_id": str(self.id), "turn": self.turn}
         if state.proposal is None:
@@ -188,7 +189,7 @@ async def answer(
 
 
 async def _go_back(journey: Journey) -> Journey:
-    """To the question before: at the first of the interview to that about the mailbox, if it was asked."""
+    """Go to the previous question: from the first one of the interview to the choice of a mailbox, if there was one."""
     state = journey.state
     if state.answered or not state.mailboxes or journey.agent_type is None:
         return await db.run(_write, journey, state.back())
@@ -220,7 +221,7 @@ async def _next_step(
 
 
 async def _with_trial(journey: Journey) -> Journey:
-    """The journey with its trial, once there is a proposal. A trial that was not stored is made again."""
+    """Return the journey, with its trial once there is a proposal. A trial that was not stored is made again."""
     state = journey.state
     if state.proposal is None or state.trial is not None:
         return journey
@@ -241,9 +242,9 @@ async def _with_trial(journey: Journey) -> Journey:
 
 
 def _about_user(user_id: uuid.UUID, model: llm.ChatModel) -> tuple[dt.date, str]:
-    """The user's date, and who they are as far as this model may read it."""
+    """Return the user's date, and as much of their profile as this model may read."""
     zone = User.objects.values_list("timezone", flat=True).filter(pk=user_id).first()
-    if zone is None:  # deleted meanwhile, which whoever stores the next step says
+    if zone is None:  # deleted meanwhile; storing the next step will fail
         return dt.datetime.now(dt.UTC).date(), ""
     return dt.datetime.now(ZoneInfo(zone)).date(), read_profile(user_id, model)
 
@@ -276,7 +277,7 @@ def _create(
 
 
 def _read(user_id: uuid.UUID, session_id: str) -> Journey:
-    """Raises NoSuchJourney, also for another user's journey."""
+    """Return a journey. Raises NoSuchJourney, also for another user's journey."""
     try:
         key = uuid.UUID(session_id)
     except ValueError:
@@ -298,7 +299,7 @@ def _write(journey: Journey, state: JourneyState, **changes: Any) -> Journey:
 
 
 def _save_trial(journey: Journey, state: JourneyState) -> Journey:
-    """Store the trial, which is no step: a message that was taken meanwhile counts. Raises as `_write`."""
+    """Store the trial, which is no step: a message that was taken meanwhile counts. Raises what `_write` does."""
     return _save(journey, state)
 
 
@@ -315,5 +316,5 @@ def _save(journey: Journey, state: JourneyState, **changes: Any) -> Journey:
 
 
 def delete_expired() -> int:
-    """Delete journeys whose time is over. Returns how many."""
+    """Delete expired journeys. Returns how many."""
     return delete_in_batches(JourneySession.objects.filter(expires_at__lte=Now()).order_by("expires_at"))

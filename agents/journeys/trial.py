@@ -42,7 +42,7 @@ _FAILED: Final = gettext_noop("It could not be tried out for now.")
 
 
 class TrialRecord(BaseModel):
-    """A record that the agent would propose, and the document it was found in."""
+    """A record that the agent would propose, and the document that it was found in."""
 
     table: str
     data: dict[str, Any]
@@ -50,7 +50,9 @@ class TrialRecord(BaseModel):
 
 
 class TrialResult(BaseModel):
-    """`code` and `message` say why nothing, or not everything, was tried out; both are empty if all went well."""
+    """The result of a trial. `code` and `message` say why nothing, or not everything, was tried out; both are empty if
+    all went well.
+    """
 
     sources: list[str] = []
     records: list[TrialRecord] = []
@@ -90,7 +92,7 @@ async def run_trial(request: SampleRequest, zone: ZoneInfo) -> TrialResult:
 
 
 async def _read_sample(request: SampleRequest, zone: ZoneInfo, trial: TrialResult) -> None:
-    """Records are added document by document, so that those found before the time is over are shown."""
+    """Read the sample, and add records document by document, so that those found within the time are shown."""
     sample = await samples.collect(request)
     rules = RecordRules(tuple(request.proposal.data_types), sample.projects, zone)
     model = llm.chat_model(purpose="extraction")
@@ -116,7 +118,7 @@ async def _read_document(document: SourceDocument, extractor: Extractor, trial: 
 
 
 def trial_summary(trial: TrialResult) -> str:
-    """Return what the trial found, in a sentence."""
+    """Return the trial's findings in a sentence."""
     if not trial.sources and trial.message:
         return trial.message
     counted = ", ".join(f"{count} {ngettext(*NOUNS[table], count)}" for table, count in trial.counts.items())

@@ -1,4 +1,4 @@
-"""Models of agents, their runs and journals, who wants to hear of them, the ledger of sources, and journeys."""
+"""Models of agents, their runs and journals, watches on runs, the ledger of sources, and journeys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents, where they stand in their mailboxes, and the journeys in which they are made."""
+"""Agents, their positions in mailboxes, and the journeys that make them."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class CatchUp(models.TextChoices):
 
 
 class Announce(models.TextChoices):
-    """The ends of an agent's scheduled runs that its user is told of, in a conversation of their own."""
+    """The ends of an agent's scheduled runs that are announced to its user, in a conversation of their own."""
 
     NEVER = "never", "none"
     PROBLEMS = "problems", "those with problems"
     ALWAYS = "always", "all"
 
 
-# A run that starts this long after its slot is still on time. Four ticks of the beat, so that restarting the beat makes
-# no agent miss a slot.
+# A run that starts this long after its slot is still on time. This is four ticks of the beat, so that restarting the
+# beat makes no agent miss a slot.
 ON_TIME_WINDOW = dt.timedelta(minutes=2)
 MAX_CATCH_UP_HOURS = 720
-# As many millionths as a number of JSON can say exactly in every language.
+# The largest integer that a JSON number represents exactly in every language, in millionths.
 MAX_BUDGET_MICRO = 2**53 - 1
-# From a run's first claim to its forced end.
+# The time from a run's first claim to its forced end.
 RUN_DEADLINE = dt.timedelta(hours=2)
 
 
@@ -75,17 +75,17 @@ class AgentQuerySet(models.QuerySet["Agent"]):
         return self.exclude(type=AgentType.LOCAL_DIRECTORY)
 
     def running(self) -> Self:
-        """Enabled, and not held by the plan."""
+        """Return agents that are enabled, and not held by the plan."""
         return self.filter(enabled=True, held_by_plan=False)
 
     def with_usable_account(self) -> Self:
-        """Agents that are not paused: local ones, and those whose connection exists and needs no new sign-in."""
+        """Return agents that are not paused: local ones, and those whose connection exists and needs no new sign-in."""
         healthy = Connection.objects.filter(pk=OuterRef("connection_id"), health=Health.OK)
         return self.filter(Q(type=AgentType.LOCAL_DIRECTORY) | Exists(healthy))
 
 
 def _configured(name: str, default: Any) -> Any:
-    """A property of an agent that is kept in its sealed configuration, and read and set like a column."""
+    """Return a property of an agent that is read and set like a column, but stored in its sealed configuration."""
 
     def get(agent: Agent) -> Any:
         values = agent.opened_configuration()
@@ -184,7 +184,7 @@ class Agent(QuicklyRead):
 
     directory_paths: list[str] = _configured("directory_paths", [])
     file_extensions: list[str] = _configured("file_extensions", [])
-    # What a cloud agent reads: labels, senders, dates.
+    # The filters of a cloud agent: labels, senders, dates.
     filter_config: dict[str, Any] = _configured("filter_config", {})
     prompt_template: str = _configured("prompt_template", "")
 
@@ -197,7 +197,7 @@ class Agent(QuicklyRead):
         Agent.name_sealed.seal_into(cipher_for(self.user_id), self, text)
 
     def opened_configuration(self) -> dict[str, Any]:
-        """The sealed part of the configuration. Raises SealBroken."""
+        """Return the sealed part of the configuration. Raises SealBroken."""
         if not self.configuration:
             return {}
         known: tuple[bytes, dict[str, Any]] | None = self.__dict__.get("_opened")
@@ -224,7 +224,9 @@ class Agent(QuicklyRead):
 
     @property
     def paused(self) -> str:
-        """Why an enabled agent's schedule does not run: `no_connection` or `needs_reauth`; empty if it does."""
+        """The reason why an enabled agent's schedule does not run: `no_connection` or `needs_reauth`; empty if it
+        does.
+        """
         if self.is_local:
             return ""
         if self.connection is None:
@@ -253,7 +255,7 @@ class AgentCursor(models.Model):
 
 
 class JourneySession(models.Model):
-    """A journey: an interview that ends with a proposed agent configuration. `state` is what was said in it."""
+    """A journey: an interview that ends with a proposed agent configuration. `state` is its sealed conversation."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="journeys")

@@ -1,4 +1,4 @@
-"""Watches: the chats that are told of a run's end."""
+"""Watches: the chats that are told when a run ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WatchQuerySet(models.QuerySet["Watch"]):
         return self.filter(user_id=user_id)
 
     def of_chat(self, conversation_id: uuid.UUID | None, device_id: str) -> Self:
-        """Those of a conversation; without one, of the chats on a device that have none."""
+        """Return watches of a conversation; without one, those of the chats on a device that have none."""
         if conversation_id is not None:
             return self.filter(conversation=conversation_id)
         return self.filter(conversation=None, device_id=device_id)

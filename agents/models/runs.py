@@ -1,4 +1,4 @@
-"""Runs of agents, their journals, and what a run has changed."""
+"""Runs of agents, their journals, and the changes of a run on a device."""
 
 from __future__ import annotations
 
@@ -225,9 +225,9 @@ class Run(QuicklyRead, Leased):
 
 
 class RunEvent(models.Model):
-    """A line of a run's journal. `details` holds what belongs to the user: the source's name and a message.
+    """A line of a run's journal. `details` holds the user's data: the source's name and a message.
 
-    `seq` is given by the database; `nonce` identifies the event within its run, so that it is written once.
+    The database assigns `seq`; `nonce` identifies the event within its run, so that it is written once.
     """
 
     class Kind(models.TextChoices):
@@ -279,8 +279,8 @@ class RunEvent(models.Model):
 
 
 class RunChanges(models.Model):
-    """The rows that a run updated and withdrew on a device because their source had changed, and what is needed to take
-    that back.
+    """The rows that a run updated and withdrew on a device because their source had changed, and the data to take that
+    back.
 
     `sealed` holds a list of adiuva.devices.row_undo.RowChange, each with the id of its record.
     """

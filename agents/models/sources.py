@@ -1,4 +1,4 @@
-"""The ledger of what agents have read, and of what they found in it."""
+"""The ledger of sources that agents have read, and the records that they found there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Source(models.Model):
     """A line of the ledger: which content of a source was read, and with what outcome. It is not read again until the
     content or the agent's configuration changes.
 
-    `document` is what the source is: it stays when a file is renamed or moved, and is one for all agents of a user. A
-    mail is its Message-ID, wherever it lies. What was found in it is in FoundRecord.
+    `document` identifies the source: it stays when a file is renamed or moved, and is the same for all agents of a
+    user. A mail is identified by its Message-ID, wherever it lies. Records found in it are in FoundRecord.
     """
 
     class Outcome(models.TextChoices):
@@ -50,10 +50,11 @@ class Source(models.Model):
 
 
 class FoundRecord(models.Model):
-    """A record as it stands in a document: the next reading of the document is told of it, and answers what became of
-    it. Its id is that of the outbox's record.
+    """A record as it stands in a document: the next reading of the document is shown it, and answers what became of it.
+    Its id is that of the outbox's record.
 
-    `pending` is what the device is still to be told: `{"updates": {…} or null to withdraw it, "source": path}`.
+    `pending` is the change that the device has not been told yet: `{"updates": {…} or null to withdraw it, "source":
+    path}`.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
