@@ -18,7 +18,7 @@ from django.utils.safestring import SafeString
 from adiuva.accounts.admin_base import PeriodFilter, ReadOnlyAdmin
 from memory.models import Embedding, Entry, Exchange, Memory, Receipt
 
-# Entries of one user are counted up to here on a page that shows many users.
+# A page that shows many users counts the entries of each up to this number.
 _MAX_COUNTED: Final = 10_000
 
 
@@ -49,7 +49,7 @@ class MemoryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="entries")
     def entries(self, memory: Any) -> str:
-        """Including history."""
+        """Count entries, including history."""
         count: int = memory.entry_count
         return str(count) if count < _MAX_COUNTED else f"{_MAX_COUNTED} or more"
 
@@ -97,7 +97,7 @@ FROM unnest(%s::uuid[]) AS wanted (id)
 class EntryAdmin(ReadOnlyAdmin):
     list_display = ["id", "account", "tier", "bytes", "valid_from", "valid_to", "uses", "used_at"]
     list_filter = ["tier"]
-    ordering = ["id"]  # not meaningful, but there is an index for it
+    ordering = ["id"]  # the order has no meaning, but there is an index for it
     fields = [
         "id",
         "user",

@@ -1,8 +1,8 @@
 """Apply the operations that a model proposed: compare them with current entries, and write them.
 
-Nothing is remembered twice, and nothing overwrites what was said later. What is known changes only where the user's own
-words name it and want it (memory.intent). What else a model proposes, and whatever comes from a turn that had read
-texts of others, waits as a proposal.
+Nothing is remembered twice, and nothing overwrites later words of the user. A known entry changes only where the user's
+own words name it and want the change (memory.intent). Other proposals of a model, and all from a turn that had read
+texts of others, wait for the user.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from memory.operation_validation import Operation, may_be_the_same
 from memory.search import search
 from memory.terms import hash_terms
 
-# Deletions that one answer may cause. Beyond that, entries only become history, which can be undone.
+# The most deletions that one answer may cause. Beyond that, entries only become history, which can be undone.
 _MAX_DELETIONS: Final = 5
-# Similar entries that a new text is compared with.
+# The most similar entries that a new text is compared with.
 _MAX_SIMILAR: Final = 5
-# Texts whose vectors have at least this cosine may say the same.
+# Texts may say the same if their vectors have at least this cosine.
 _SAME_COSINE: Final = 0.95
 
 
@@ -44,8 +44,8 @@ class ShownEntry:
 class OperationWriter:
     """Writes the operations of one answer.
 
-    `known` holds the entries that the model was shown, by label; `vectors` those of new texts, as far as computed;
-    `written` the entries that it wrote.
+    `known` holds the entries that the model was shown, by label; `vectors` those vectors of new texts that were
+    computed; `written` the entries that it wrote.
     """
 
     user_id: uuid.UUID
@@ -56,7 +56,7 @@ class OperationWriter:
     written: set[uuid.UUID] = field(default_factory=set)
 
     def apply(self, operation: Operation, exchange: UnsealedExchange) -> str:
-        """Returns the outcome as a word for the log."""
+        """Apply an operation. Returns the outcome as a word for the log."""
         match operation.op:
             case "add":
                 return self._add(operation, exchange)
@@ -72,7 +72,7 @@ class OperationWriter:
             known = entries.entry_of_key(self.user_id, key)
             if known is not None and known.valid_from > exchange.at:
                 return "overtaken"
-            # It would take the place of what is known under this key.
+            # It would replace the entry that this key has now.
             if known is not None and not self._may_change(known, content, exchange):
                 proposed = True
         else:
@@ -130,7 +130,7 @@ class OperationWriter:
         return "replaced"
 
     def _forget(self, operation: Operation, exchange: UnsealedExchange) -> str:
-        """Delete what the user asks to forget, and end what they say holds no more; nothing else."""
+        """Delete what the user asks to forget, and end what they say no longer holds; nothing else."""
         entry = self._shown(operation.entry, exchange)
         if entry is None:
             return "overtaken"
@@ -146,7 +146,7 @@ class OperationWriter:
         return "ended"
 
     def _shown(self, label: str, exchange: UnsealedExchange) -> Entry | None:
-        """The entry, if it is unchanged since the model was shown it and no newer than the exchange."""
+        """Return the entry, if it is unchanged since the model was shown it and no newer than the exchange."""
         shown = self.known[label]
         entry = Entry.objects.of(self.user_id).current().filter(pk=shown.id).first()
         if entry is None or bytes(entry.fingerprint) != shown.fingerprint or entry.valid_from > exchange.at:
@@ -154,7 +154,7 @@ class OperationWriter:
         return entry
 
     def _same_content(self, content: str, exchange: UnsealedExchange) -> str | None:
-        """The content of an associative entry that already says this, if there is one.
+        """Return the content of an associative entry that already says this, if there is one.
 
         It has the same words in the same order, except the most common, or a vector very close by.
         """
@@ -185,7 +185,7 @@ class OperationWriter:
 
 
 def _nearest(vector: Sequence[float], ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """Those entries whose vectors are so close to a vector of the current space that they may say the same."""
+    """Return the entries whose vectors are so close to a vector of the current space that they may say the same."""
     rows = Embedding.objects.filter(pk__in=ids, embedding_model=text_embedding.current_space()).values_list(
         "pk", "vector"
     )

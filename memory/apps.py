@@ -14,7 +14,7 @@ class MemoryConfig(AppConfig):
 
 
 def _account_closing(user_id: UUID, **_: Any) -> None:
-    """Nothing is read, and no entry changes."""
+    """Delete exchanges and switch the memory off, so that nothing is read any more and no entry changes."""
     from memory.models import Exchange, Memory
 
     Exchange.objects.filter(user_id=user_id).delete()

@@ -1,10 +1,10 @@
 """Consolidation: delete expired entries, condense past weeks and find patterns, in a worker.
 
-A worker leases one due memory at a time. `consolidated_at` says up to when entries were read for patterns. It moves in
-the transaction that writes what was found, so that no entry is read twice or left out: writers of entries hold the lock
-that a claim skips, so an entry that a claim does not see yet is also newer than the claim.
+A worker leases one due memory at a time. `consolidated_at` is the time up to which entries were read for patterns. It
+moves in the transaction that writes the patterns, so that no entry is read twice or left out: writers of entries hold
+the lock that a claim skips, so an entry that a claim does not see yet is also newer than the claim.
 
-Each step commits by itself and can be repeated. The model is never asked inside a transaction.
+Each step commits by itself and can be repeated. No transaction is open while the model answers.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _CLAIM_FOR_S: Final = 60.0
 _LEASE: Final = dt.timedelta(hours=1)
 # The longest time for one memory; well below the lease.
 _TIMEOUT_S: Final = 45 * 60.0
-# Where nothing is new: patterns lose confidence with time, and entries expire.
+# Applies even without new entries: patterns lose confidence with time, and entries expire.
 _IDLE_INTERVAL: Final = dt.timedelta(days=7)
-# How long something new waits for more.
+# How long a new entry waits for more.
 _NEWS_INTERVAL: Final = dt.timedelta(hours=24)
 _SOON: Final = dt.timedelta(minutes=2)
 _RETRY_TRANSIENT: Final = dt.timedelta(minutes=30)
-# The model refuses (no key, no quota) until an operator changes something.
+# The pause after a refusal of the model (no key, no quota), which lasts until an operator changes something.
 _RETRY_PERMANENT: Final = dt.timedelta(hours=24)
 
 log = structlog.get_logger(__name__)
@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ClaimedMemory:
-    """`now` is the database's clock at the claim, `since` that of the last consolidation."""
+    """A leased memory. `now` is the database's clock at the claim, `since` that of the last consolidation."""
 
     user_id: uuid.UUID
     now: dt.datetime
@@ -92,7 +92,9 @@ def _claim() -> ClaimedMemory | None:
 
 
 async def _consolidate(claimed: ClaimedMemory) -> None:
-    """One user's failure does not affect others: the memory is due again when its lease has ended."""
+    """Consolidate one memory. Its failure does not affect other users: the memory is due again when its lease has
+    ended.
+    """
     user_id = str(claimed.user_id)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
@@ -120,7 +122,7 @@ async def _run_steps(claimed: ClaimedMemory) -> None:
 
 @transaction.atomic
 def _finish(claimed: ClaimedMemory, review: pattern_review.PatternReview, more: bool) -> None:
-    """Write what was found about patterns, and up to when entries were read. Writes nothing if it raises LeaseLost."""
+    """Write the patterns found, and up to when entries were read. Raises LeaseLost, with nothing written."""
     user_id = claimed.user_id
     memory = entries.lock_memory(user_id)
     if not memory.enabled:

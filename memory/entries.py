@@ -35,7 +35,7 @@ from memory.entry_content import (
 )
 from memory.models import Embedding, Entry, EntrySource, Memory, SourceKind, Tier
 
-# Current entries of one user, without history.
+# The most current entries of one user, without history.
 MAX_ENTRIES: Final = {
     Tier.CORE: 500,
     Tier.ASSOCIATIVE: 100_000,
@@ -92,7 +92,7 @@ class MemoryFull(Conflict):
 class SourceRef:
     """The origin of an entry: a message (`seq`) of a conversation, a request, a run, or the user's own hand.
 
-    `foreign`: the sealed list of the texts that were read there and that the user did not write, if there were any.
+    `foreign`: the sealed list of texts that were read there and that the user did not write, if any.
     """
 
     kind: SourceKind
@@ -115,8 +115,8 @@ class EntryDetails:
     """Fields that only some new entries have.
 
     `confidence` is a pattern's, from 0 to 1. `began_at` and `ended_at` are an episode's. A `derived` entry was made
-    from other entries or exchanges and is deleted with any of them. A `proposed` one waits for the user to bear it out,
-    and then takes the place of the entry that `replaces` names.
+    from other entries or exchanges and is deleted with any of them. A `proposed` one waits until the user
+    confirms or repeats it, and then takes the place of the entry that `replaces` names.
     """
 
     confidence: float | None = None
@@ -145,7 +145,7 @@ class Remembered:
 
 
 def get_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> Entry:
-    """Raises EntryNotFound, also for another user's entry."""
+    """Return an entry. Raises EntryNotFound, also for another user's entry."""
     entry = Entry.objects.of(user_id).filter(pk=entry_id).first()
     if entry is None:
         raise EntryNotFound
@@ -153,21 +153,21 @@ def get_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> Entry:
 
 
 def entry_of_key(user_id: uuid.UUID, key: str) -> Entry | None:
-    """The current core entry with a key."""
+    """Return the current core entry with a key."""
     hashed = hash_key(cipher_for(user_id), key)
     return Entry.objects.of(user_id).current().filter(tier=Tier.CORE, key_hash=hashed).first()
 
 
 def history_of(entry: Entry) -> QuerySet[Entry]:
-    """Former versions of an entry, latest first."""
+    """Return former versions of an entry, latest first."""
     return Entry.objects.of(entry.user_id).filter(successor=entry).order_by("-valid_to", "-valid_from")
 
 
 def lock_memory(user_id: uuid.UUID) -> Memory:
-    """The user's memory, created on first use and locked until the transaction ends. Raises NoSuchUser.
+    """Return the user's memory, created on first use and locked until the transaction ends. Raises NoSuchUser.
 
-    The account is locked first, in the order in which its deletion locks. Rows written here refer to the account and
-    would otherwise wait for that lock at commit.
+    The account is locked first, in the order of its deletion. Rows written here refer to the account and would
+    otherwise wait for that lock at commit.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -193,8 +193,8 @@ def remember(
 ) -> Remembered:
     """Add an entry, unless one with the same content exists: that one gets the new sources.
 
-    A core entry with the same key is changed, and its former content becomes history. A proposal that says the same is
-    borne out by it. Raises Invalid, MemoryFull, NoSuchUser.
+    A core entry with the same key is changed, and its former content becomes history. A proposal that says the same
+    becomes an entry. Raises Invalid, MemoryFull, NoSuchUser.
     """
     cipher = cipher_for(user_id)
     new = validated(tier, content, key)
@@ -204,7 +204,7 @@ def remember(
     if (known := current.filter(fingerprint=fingerprint_of(cipher, new)).first()) is not None:
         add_sources(known, sources)
         if known.derived and source.kind == SourceKind.USER:
-            # What the user says is no guess, so the entry must not go with what it was derived from.
+            # The user's words are no guess, so the entry must not go with the entries that it was derived from.
             changes = {} if details.confidence is None else {"confidence": details.confidence}
             Entry.objects.filter(pk=known.pk).update(derived=False, updated_at=Now(), **changes)
         return Remembered(known, RememberOutcome.KNOWN)
@@ -287,7 +287,7 @@ def correct(
 
 @transaction.atomic
 def confirm(*, entry: Entry, source: SourceRef = BY_HAND) -> Entry:
-    """Make a proposal an entry, by the user's wish. Returns the entry that says it from now on.
+    """Make a proposal an entry, by the user's wish. Returns the entry that has the content from now on.
 
     Raises EntryNotFound, EntryIsHistory.
     """
@@ -305,7 +305,7 @@ def confirm(*, entry: Entry, source: SourceRef = BY_HAND) -> Entry:
 
 @transaction.atomic
 def end_validity(*, user_id: uuid.UUID, ids: Collection[uuid.UUID], source: SourceRef | None = None) -> int:
-    """Turn entries that are no longer true into history; `source` is where the user said so. Returns how many."""
+    """Turn entries that are no longer true into history. Returns how many. `source`: where the user said so."""
     lock_memory(user_id)
     current = Entry.objects.of(user_id).current().filter(pk__in=ids)
     if source is not None:

@@ -27,12 +27,12 @@ class EntryContent(NamedTuple):
 
     @property
     def searchable_text(self) -> str:
-        """The text whose words and vector the entry is found by."""
+        """The text by whose words and vector the entry is found."""
         return f"{self.key}: {self.content}" if self.key else self.content
 
 
 def validated(tier: Tier, content: str, key: str | None) -> EntryContent:
-    """The content as it is kept. Raises Invalid, with the problem of each field."""
+    """Return the content in its stored form. Raises Invalid, with the problem of each field."""
     problems: dict[str, list[str]] = {}
     content = content.strip()
     if not content or len(content) > MAX_CONTENT_CHARS or "\0" in content:
@@ -64,21 +64,23 @@ def set_content(entry: Entry, content: EntryContent, cipher: UserCipher) -> None
 
 
 def unseal_entry(entry: Entry, cipher: UserCipher) -> EntryContent:
-    """Raises SealBroken if the row was altered or moved."""
+    """Return an entry's content. Raises SealBroken if the row was altered or moved."""
     return unseal_content(entry.sealed, entry.pk, entry.tier, cipher)
 
 
 def unseal_content(
     sealed: bytes | memoryview, entry_id: uuid.UUID, tier: str, cipher: UserCipher
 ) -> EntryContent:
-    """The content of a row that was read without an instance. Raises SealBroken if the row was altered or moved."""
+    """Return the content of a row that was read without an instance. Raises SealBroken if the row was altered
+    or moved.
+    """
     value = Entry.sealed.unseal(cipher, sealed, entry_id, tier)
     replaces = value.get("replaces")
     return EntryContent(value["content"], value.get("key"), uuid.UUID(replaces) if replaces else None)
 
 
 def opened_at(source: EntrySource, cipher: UserCipher) -> list[dict[str, str]]:
-    """`{table, id}` of the texts that had been read at a source and that the user did not write."""
+    """Return `{table, id}` of the texts that had been read at a source and that the user did not write."""
     if source.foreign is None:
         return []
     try:
@@ -90,7 +92,7 @@ def opened_at(source: EntrySource, cipher: UserCipher) -> list[dict[str, str]]:
 
 
 def hash_key(cipher: UserCipher, key: str) -> bytes:
-    """The hash that finds a core entry by its key, whatever the key's case and spacing."""
+    """Return the hash that finds a core entry by its key, whatever the key's case and spacing."""
     return cipher.fingerprint(normalize(key), "memory key")
 
 

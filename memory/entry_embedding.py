@@ -33,7 +33,7 @@ async def embed_missing(user_id: uuid.UUID) -> int:
 
 
 async def embed_batch(user_id: uuid.UUID, max_entries: int = _BATCH) -> int | None:
-    """Embed up to `max_entries` of them. Returns how many got a vector, or None if there was nothing to embed."""
+    """Embed up to `max_entries` entries. Returns how many got a vector, or None if there was nothing to embed."""
     model = llm.embedding_model()
     batch = await db.run(_read_batch, user_id, model, max_entries)
     if not batch:
@@ -58,7 +58,7 @@ def count_missing() -> tuple[int, int]:
 
 
 def users_to_embed(after: uuid.UUID, max_users: int = 100) -> list[uuid.UUID]:
-    """Users with missing vectors or vectors of other models, in the order of their ids, after a given id."""
+    """Return users with missing vectors or vectors of other models, in the order of their ids, after a given id."""
     name = llm.embedding_model().name
     missing = Entry.objects.current().exclude(embedding__embedding_model=name)
     old = Embedding.objects.exclude(embedding_model=name)
@@ -72,10 +72,10 @@ def users_to_embed(after: uuid.UUID, max_users: int = 100) -> list[uuid.UUID]:
 def _read_batch(
     user_id: uuid.UUID, model: llm.EmbeddingModel, max_entries: int
 ) -> list[tuple[uuid.UUID, str, bytes]]:
-    """Entries without a vector of this model: id, text and fingerprint. Writes the receipt for sending them."""
+    """Return entries without a vector of this model: id, text and fingerprint. Writes the receipt for sending them."""
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is not None and not memory.enabled and model.provider:
-        return []  # nothing is sent while the memory is off; switching it on embeds what is missing
+        return []  # nothing is sent while the memory is off; switching it on embeds the rest
     rows = (
         Entry.objects.of(user_id)
         .current()

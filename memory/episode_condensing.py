@@ -1,7 +1,7 @@
 """Condense the episodes of a past week into one.
 
 The parts become history with the condensed episode as their successor. It has the sources of all parts and is derived:
-when one of them is forgotten it is deleted, and its other parts become current again (memory.forgetting).
+when one of them is forgotten, it is deleted and its other parts become current again (memory.forgetting).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from memory.models import Embedding, Entry, EntrySource, Memory, Receipt, Source
 from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
 
-# Weeks with fewer episodes are left as they are; those with more than the maximum become several.
+# Weeks with fewer episodes stay; those with more than the maximum become several.
 MIN_EPISODES: Final = 3
 MAX_EPISODES: Final = 20
-# In one consolidation.
+# The bound for one consolidation.
 MAX_MODEL_CALLS: Final = 8
 MAX_SUMMARY_CHARS: Final = 3_000
 
@@ -60,18 +60,19 @@ class _SummaryAlreadyKnown(Exception):
 
 
 def is_condensed() -> Q:
-    """Episodes that stand for others, until `keep_condensed_parts_days` removes those; then they are like any other."""
+    """Return a condition on episodes that stand for others. Once `keep_condensed_parts_days` removes those, they are
+    like any other.
+    """
     return Q(Exists(Entry.objects.filter(successor=OuterRef("pk"))), derived=True)
 
 
 async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
     """Condense all weeks that can be condensed, in at most MAX_MODEL_CALLS calls. Returns whether to call again soon.
-    Raises ModelError.
 
-    Each condensed episode commits by itself, so this may be killed anywhere and called again.
+    Raises ModelError. Each condensed episode commits by itself, so this may be killed anywhere and called again.
     """
     groups = await db.run(_find_groups, user_id, model.provider)
-    random.shuffle(groups)  # so that those that the model cannot condense do not hold up the rest
+    random.shuffle(groups)  # those that the model cannot condense must not hold up the rest
     done = 0
     for parts in groups[:MAX_MODEL_CALLS]:
         notes = await db.run(_read_notes, user_id, parts, model)
@@ -91,7 +92,7 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
 
 
 def _find_groups(user_id: uuid.UUID, provider: str) -> list[list[EpisodePart]]:
-    """Groups of episodes, each of which may be condensed into one."""
+    """Return groups of episodes, each of which may be condensed into one."""
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
     if memory is None or Tier.EPISODIC not in readable_tiers(memory.policy, provider):
         return []
@@ -116,7 +117,7 @@ def _find_groups(user_id: uuid.UUID, provider: str) -> list[list[EpisodePart]]:
 
 
 def _candidates(user_id: uuid.UUID) -> Any:
-    """Current episodes that are not condensed yet and that the user did not write."""
+    """Return current episodes that are not condensed yet and that the user did not write."""
     by_hand = EntrySource.objects.filter(entry=OuterRef("pk"), kind=SourceKind.USER)
     return Entry.objects.of(user_id).current().filter(~Exists(by_hand), ~is_condensed(), tier=Tier.EPISODIC)
 
@@ -129,7 +130,7 @@ def _split(week: Sequence[EpisodePart]) -> Iterator[list[EpisodePart]]:
 
 
 def _read_notes(user_id: uuid.UUID, parts: Sequence[EpisodePart], model: llm.ChatModel) -> str | None:
-    """The text of the parts, with a receipt written for it. None if they were changed since."""
+    """Return the text of the parts, with a receipt written for it. None if they were changed since."""
     cipher = cipher_for(user_id)
     rows = {
         row.pk: row

@@ -1,8 +1,8 @@
-"""Episodes: short accounts of what happened, written from exchanges once a conversation has been idle, or from a run.
+"""Episodes: short accounts of events, written from exchanges once a conversation has been idle, or from a run.
 
 Exchanges of one conversation without a long pause make one episode; so do requests outside of conversations. A worker
-leases the exchanges before it asks the model, outside of any transaction. The episode is written and its exchanges are
-deleted in one transaction, so that each is written once, whoever else tried.
+leases the exchanges before it asks the model, outside of any transaction. One transaction writes the episode and
+deletes its exchanges, so that each is written once, whoever else tried.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MATERIAL_CHARS: Final = 48_000
 _LEASE: Final = dt.timedelta(minutes=10)
 # Well below the lease.
 _MODEL_TIMEOUT_S: Final = 120.0
-# After so long without an answer of the model, the episode is written in the user's own words.
+# After this long without an answer of the model, the episode is written in the user's own words.
 _MODEL_PATIENCE: Final = dt.timedelta(hours=24)
 _LINE_CHARS: Final = 160
 _MAX_LINES: Final = 8
@@ -55,7 +55,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EpisodeDraft:
-    """Leased exchanges that make one episode, in order. With `without_model` the model is not asked."""
+    """Leased exchanges that make one episode, in order. With `without_model` the model is left out."""
 
     exchanges: Sequence[UnsealedExchange]
     leases: Sequence[Lease[Exchange]]
@@ -66,7 +66,7 @@ class EpisodeDraft:
 async def write_due(user_id: uuid.UUID) -> int:
     """Write the episodes of a user whose exchanges are complete. Returns how many.
 
-    Those that the model fails on are tried again when their lease has ended.
+    If the model fails on some, they are tried again when their lease has ended.
     """
     written = 0
     try:
@@ -99,13 +99,13 @@ def enqueue_due() -> int:
 
 
 def _max_pause() -> dt.timedelta:
-    """A longer pause ends an episode."""
+    """Return the longest pause within an episode."""
     return dt.timedelta(seconds=settings.MEMORY["session_idle_s"])
 
 
 @transaction.atomic
 def _claim(user_id: uuid.UUID, provider: str) -> EpisodeDraft | None:
-    """Lease the exchanges of the user's oldest episode to write: those that all facts were extracted from."""
+    """Lease the exchanges of the user's oldest episode to write: those whose facts were all extracted."""
     try:
         memory = entries.lock_memory(user_id)
         cipher = cipher_for(user_id)
@@ -155,7 +155,7 @@ def _by_episode(rows: Iterable[Any]) -> list[list[Any]]:
 
 
 async def _summarize(draft: EpisodeDraft) -> str:
-    """The episode's text; empty if nothing happened that is worth one. Raises ModelError and TimeoutError."""
+    """Return the episode's text; empty if nothing happened that is worth one. Raises ModelError and TimeoutError."""
     if draft.without_model:
         return _in_the_users_words(draft)
     model = llm.chat_model(purpose="memory")
@@ -236,10 +236,10 @@ def remember_run(
     began_at: dt.datetime,
     ended_at: dt.datetime,
 ) -> Remembered | None:
-    """Write an episode of what an agent's run found: how many records by table. No model is asked.
+    """Write an episode of an agent's run, without a model: how many records it found, by table.
 
-    Their titles are words of the documents that were read, so they do not become memories; the device has them.
-    None if it found nothing, has its episode already, or the user's memory is off. Raises MemoryFull.
+    Their titles come from the documents, so they do not become memories; the device has them. Returns None if the run
+    found nothing or has its episode already, or the user's memory is off. Raises MemoryFull.
     """
     counts = [f"{count} {table}" for table, count in found.items() if count]
     if not counts or not entries.lock_memory(user_id).enabled:

@@ -1,4 +1,4 @@
-"""Exchanges: what was said in turns, kept sealed until facts were extracted from it and an episode was written."""
+"""Exchanges: the words said in turns, kept sealed until facts were extracted from them and an episode was written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from memory import intent
 from memory.entries import SourceRef, lock_memory
 from memory.models import EntrySource, Exchange, SourceKind
 
-# A common table expression that keeps the exchange of `exchange_values`, if there is one. `owner`: its account, locked
-# against its deletion; none if nothing is to be kept.
+# A common table expression that stores the exchange of `exchange_values`, if there is one. `owner`: its account, locked
+# against its deletion; none if nothing is to be stored.
 KEPT_SQL: Final = """
 kept AS (
     INSERT INTO memory_exchange (id, user_id, kind, source_id, seq, sealed, attempts, fence)
@@ -36,7 +36,7 @@ NO_EXCHANGE: Final = dict.fromkeys(f"exchange{part}" for part in ("", "_kind", "
 
 
 def store(*, user_id: uuid.UUID, **exchange: Any) -> None:
-    """Keep what a user said in a turn and what was answered. One statement; does nothing while the memory is off.
+    """Store the user's words in a turn and the answer. One statement; does nothing while the memory is off.
 
     `exchange`: the parameters of `exchange_values`. Facts are extracted once the user has been quiet for a while
     (fact_extraction.enqueue_due).
@@ -55,7 +55,7 @@ def exchange_values(
     answer: str,
     foreign: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """Return what is kept of a turn, as the parameters of KEPT_SQL.
+    """Return a turn's exchange as the parameters of KEPT_SQL.
 
     `foreign`: `{table, id}` of the texts that the turn read and that the user did not write.
     """
@@ -72,14 +72,14 @@ def exchange_values(
 
 @transaction.atomic
 def discard(*, user_id: uuid.UUID, kind: SourceKind, source_id: uuid.UUID) -> None:
-    """Delete the exchanges of one conversation or request that are not read, or not part of an episode yet."""
+    """Delete the exchanges of one conversation or request that were not read, or are not part of an episode yet."""
     lock_memory(user_id)
     Exchange.objects.filter(user_id=user_id, kind=kind, source_id=source_id).delete()
 
 
 @dataclass(frozen=True, slots=True)
 class UnsealedExchange:
-    """An exchange as its row was read. `attempts` counts the claims until then.
+    """An exchange, unsealed. `attempts` counts the claims until its row was read.
 
     `foreign`: `{table, id}` of the texts that its turn read and that the user did not write.
     """
@@ -101,12 +101,12 @@ class UnsealedExchange:
 
     @property
     def own_words(self) -> str:
-        """The user's words, without what they quoted."""
+        """The user's words, without the texts that they quoted."""
         return intent.own_words(self.said)
 
 
 def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
-    """Raises SealBroken if the row was altered or moved."""
+    """Return an exchange. Raises SealBroken if the row was altered or moved."""
     value = Exchange.sealed.unseal_from(cipher, row)
     return UnsealedExchange(
         id=row.pk,
@@ -125,7 +125,7 @@ def unseal_exchange(row: Exchange, cipher: UserCipher) -> UnsealedExchange:
 def seal_foreign(
     cipher: UserCipher, foreign: Sequence[Mapping[str, str]], source_id: uuid.UUID
 ) -> bytes | None:
-    """The list of the texts that were read at a source, as the sources of entries keep it."""
+    """Seal the list of the texts that were read at a source, in the form that the sources of entries have."""
     return EntrySource.foreign.seal(cipher, list(foreign), source_id) if foreign else None
 
 

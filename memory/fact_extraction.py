@@ -1,11 +1,11 @@
 """Extract facts worth remembering from finished turns, in a worker, off the request path.
 
-A user's unread exchanges are read together, in the order in which they were said. A worker leases them, for a time that
-grows with each attempt; asks the model, outside of any transaction; then compares what it says with what is known, and
+A user's unread exchanges are read together, in the order of the conversation. A worker leases them, for a time that
+grows with each attempt; asks the model, outside of any transaction; then compares the answer with known entries, and
 writes it together with the mark that the exchanges were read. A worker that dies has written nothing, and one that lost
 its lease writes nothing.
 
-Whether an exchange holds a fact cannot be told without reading it: a name is as short as a yes. So all are read.
+Only reading an exchange tells whether it holds a fact: a name is as short as a yes. So all are read.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
 from memory.search import needs_vector, search
 
-# After so many attempts an exchange counts as read, with nothing found in it.
+# After this many attempts an exchange counts as read, with nothing found in it.
 MAX_ATTEMPTS: Final = 8
-# After so many attempts exchanges are read one at a time, so that one that the model refuses does not hold up others.
+# After this many attempts exchanges are read one at a time, so that one that the model refuses does not hold up others.
 _BATCH_ATTEMPTS: Final = 3
 _BATCH_EXCHANGES: Final = 8
 _BATCH_CHARS: Final = 24_000
-# A user who says more in one exchange has pasted it.
+# Longer words of a user in one exchange are likely pasted.
 _SAID_CHARS: Final = 12_000
 _ANSWER_CHARS: Final = 2_000
 _KNOWN_CHARS: Final = 24_000
 _ENTRY_CHARS: Final = 600
-# Associative entries that the model is shown.
+# The most associative entries that the model is shown.
 _MAX_SHOWN: Final = 30
 # Length of the first lease; each attempt doubles it. After a failure the next attempt waits for its end.
 _FIRST_LEASE: Final = dt.timedelta(minutes=2)
@@ -66,11 +66,11 @@ _LONGEST_LEASE: Final = dt.timedelta(hours=6)
 # Well below the first lease.
 _MODEL_TIMEOUT_S: Final = 100.0
 _QUESTION_CHARS: Final = 4_000
-# Exchanges are read together, by one request to the model, once their user has been quiet for so long, or as many wait
+# One request to the model reads a user's exchanges together once the user has been quiet for this long, or as many wait
 # as a request takes.
 _QUIET: Final = dt.timedelta(seconds=60)
 _MAX_USERS_ENQUEUED: Final = 2_000
-# How often exchanges that were too long for the model are read anew at once.
+# How many times exchanges that were too long for the model are read again at once.
 _MAX_REFITS: Final = 2
 _TIERS: Final = frozenset({Tier.CORE, Tier.ASSOCIATIVE})
 
@@ -79,9 +79,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Leased exchanges, in the order in which they were said, by the labels that the model sees.
+    """Leased exchanges in order, by the labels that the model sees.
 
-    `is_last`: no others were unread.
+    `is_last`: whether no others were unread.
     """
 
     exchanges: Mapping[str, UnsealedExchange]
@@ -99,8 +99,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class ExtractionContext:
-    """The data that the model is shown, and the tiers that it may read. `embeds`: the
-    embedding model may read what it adds."""
+    """The data that the model is shown, and the tiers that it may read. `embeds`: whether the embedding model may read
+    new entries.
+    """
 
     known: dict[str, ShownEntry]
     tiers: frozenset[Tier]
@@ -112,8 +113,8 @@ class ExtractionContext:
 async def extract_facts(user_id: uuid.UUID) -> int:
     """Read a user's unread exchanges. Returns how many were read.
 
-    Exchanges that the model fails on are tried again when their lease has ended; at once, and fewer together, if they
-    were too long for it: its window is known by then.
+    If the model fails on some, they are tried again when their lease has ended; if they were too long for it, at once
+    and fewer together, as its window is known by then.
     """
     read, refits = 0, 0
     most_chars = await _find_batch_chars()
@@ -149,13 +150,13 @@ async def extract_facts(user_id: uuid.UUID) -> int:
 @transaction.atomic
 def _give_back(user_id: uuid.UUID, batch: Batch) -> None:
     with suppress(NoSuchUser):
-        entries.lock_memory(user_id)  # as whoever deletes several exchanges does
+        entries.lock_memory(user_id)  # first, as code that deletes several exchanges does
     leases.release_all(leases.held_among(batch.leases))
 
 
 @transaction.atomic
 def _count_no_attempt(user_id: uuid.UUID, batch: Batch) -> None:
-    """The exchanges wait for money, as long as it takes: at the end of their lease they are tried again."""
+    """Uncount an attempt that lacked money: the exchanges are tried again when their lease ends, as often as needed."""
     with suppress(NoSuchUser):
         entries.lock_memory(user_id)
     mine = [lease.pk for lease in batch.leases]
@@ -163,19 +164,21 @@ def _count_no_attempt(user_id: uuid.UUID, batch: Batch) -> None:
 
 
 async def _find_batch_chars() -> int:
-    """Return how much of what was said one call reads: a third of a small window."""
+    """Return how many characters of exchanges one call reads: a third of a small window."""
     try:
         model = llm.chat_model(purpose="memory")
     except llm.ModelNotConfigured:
-        return _BATCH_CHARS  # said once there is something to read
+        return _BATCH_CHARS  # the model's absence is reported once there is something to read
     await model.find_window()
     return model.window.part(3, _BATCH_CHARS)
 
 
 @transaction.atomic
 def _claim(user_id: uuid.UUID, most_chars: int) -> Batch | None:
-    """Lease the next exchanges, of at most so many characters unless one alone has more. None while earlier ones are
-    leased, since earlier facts must not replace later ones."""
+    """Lease the next exchanges, of at most this many characters unless one alone has more.
+
+    Returns None while earlier ones are leased, since earlier facts must not replace later ones.
+    """
     try:
         memory = entries.lock_memory(user_id)
         cipher = cipher_for(user_id)
@@ -258,9 +261,9 @@ async def _read(user_id: uuid.UUID, batch: Batch) -> None:
 
 
 def _repaired_once(check: Callable[[Any], ValidOperations]) -> Callable[[Any], ValidOperations]:
-    """Take an answer that keeps to words which are not the user's as one with nothing to remember.
+    """Treat a repaired answer that still uses words which are not the user's as one with nothing to remember.
 
-    The model could read it, so that to ask again later would not help.
+    The model could read the exchanges, so asking again later would not help.
     """
     answers = 0
 
@@ -283,7 +286,7 @@ def _prepare(
 ) -> ExtractionContext:
     """Choose the entries that the model is shown, and write a receipt for them.
 
-    A provider that may not read a tier does not write to it either, so a model that may read neither is not asked.
+    A provider that may not read a tier does not write to it either, so a model that may read none is left out.
     """
     row = User.objects.filter(pk=user_id).values_list("timezone", "memory__policy").first()
     if row is None:
@@ -362,7 +365,9 @@ def _material(batch: Batch, context: ExtractionContext, window: ContextWindow) -
 async def _vectors(
     operations: Sequence[Operation], context: ExtractionContext, user_id: uuid.UUID
 ) -> dict[str, list[float]]:
-    """The vectors of associative texts to add, by text. Empty if the embedding model fails: then words are compared."""
+    """Return the vectors of associative texts to add, by text. Empty if the embedding model fails: then words are
+    compared.
+    """
     texts = [one.content for one in operations if one.op == "add" and one.tier == Tier.ASSOCIATIVE]
     if not texts or not context.embeds:
         return {}
@@ -381,9 +386,9 @@ def _apply(
     operations: Sequence[Operation],
     vectors: dict[str, list[float]],
 ) -> Counter[str]:
-    """Write the operations, and mark the exchanges as read. Returns how many operations had which outcome.
+    """Write the operations, and mark the exchanges as read. Returns the number of operations by outcome.
 
-    Exchanges that were deleted meanwhile, or whose lease another worker has, are left out.
+    Exchanges that were deleted meanwhile, or that another worker leases, are left out.
     """
     memory = entries.lock_memory(user_id)
     held = leases.held_among(batch.leases)
@@ -405,7 +410,7 @@ def _apply(
 
 
 def enqueue_due() -> int:
-    """Enqueue tasks for users with unread exchanges who are quiet, or of whom many wait. Returns for how many users."""
+    """Enqueue tasks for users who are quiet and have unread exchanges, or who have many. Returns for how many users."""
     unread = Exchange.objects.filter(leases.is_free(), recorded_at=None).order_by().values("user_id")
     due = unread.annotate(last=Max("said_at"), count=Count("pk")).filter(
         Q(last__lte=Now() - _QUIET) | Q(count__gte=_BATCH_EXCHANGES)

@@ -41,7 +41,7 @@ def forget(*, user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> int:
 def forget_source(
     *, user_id: uuid.UUID, kind: SourceKind, source_id: uuid.UUID | None, seq: int | None = None
 ) -> int:
-    """Delete what is known from one source only, and whatever was derived from it. Returns how many entries.
+    """Delete entries that come from one source only, and whatever was derived from it. Returns how many entries.
 
     Entries with other sources stay and lose this one. Episodes that were condensed together with deleted ones become
     current again. `seq` limits this to one message of a conversation.
@@ -77,7 +77,7 @@ def forget_everything(*, user_id: uuid.UUID) -> int:
 
 
 def _delete_exchanges_and_patterns(user_id: uuid.UUID, ids: Collection[uuid.UUID]) -> None:
-    """Delete the exchanges and the derived patterns that come from where these entries or their history come from."""
+    """Delete the exchanges and the derived patterns that share a source with these entries or their history."""
     sources = EntrySource.objects.filter(
         Q(entry__in=ids) | Q(entry__successor__in=ids), source_id__isnull=False
     )
@@ -93,7 +93,7 @@ def _delete_exchanges_and_patterns(user_id: uuid.UUID, ids: Collection[uuid.UUID
 
 
 def _parts_of(ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    """The episodes from which these were condensed."""
+    """Return the episodes from which these were condensed."""
     parts = Entry.objects.filter(successor__in=ids, successor__derived=True, tier=Tier.EPISODIC)
     return set(parts.values_list("pk", flat=True))
 

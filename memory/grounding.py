@@ -1,8 +1,10 @@
-"""Is a text to remember what the user said? One check for the tool in a chat and for the worker that reads exchanges.
+"""Checks whether a text to remember is what the user said, for the tool in a chat and for the worker that reads
+exchanges.
 
-No comparison of words understands a text, so it is strict where a wrong word does harm: numbers, addresses, words like
-accounts and names must be the user's own, and a denial must stay one. Of the other words, at least two thirds must be
-the user's in any of their forms. It works without a dictionary; memory.word_lists has a few words of five languages.
+Comparing words does not understand a text, so the check is strict where a wrong word does harm: numbers, addresses,
+words like accounts and names must be the user's own, and a denial must stay one. Of the other words, at least two
+thirds must be the user's in any of their forms. It works without a dictionary; memory.word_lists has a few words of
+five languages.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from memory.terms import COMMON_WORDS, WORD, is_unspaced, split_words
 
 # The share of the words that the user must have said.
 _MIN_OWN: Final = 2 / 3
-# A date that the user gave as "tomorrow" or "next month" is at most so far from the day on which they said it.
+# The longest time between the day on which the user spoke and a date that they gave as "tomorrow" or "next month".
 _MAX_RELATIVE: Final = dt.timedelta(days=370)
 
 _ADDRESS = re.compile(
@@ -50,10 +52,10 @@ _MONTH_MAI = re.compile(
 
 
 def problem(content: str, said: Iterable[str], *, day: dt.date | None = None) -> str:
-    """Why `content` may not be kept as the user's, in words for a model; "" if it may.
+    """Return why `content` may not be kept as the user's, in words for a model; "" if it may.
 
-    `said`: what the user said, without what they quoted (memory.intent.own_words). `day`: when they said it; dates up
-    to about a year from there are accepted if they spoke of one without its number, such as "tomorrow".
+    `said`: the user's words, without quotations (memory.intent.own_words). `day`: when they said it; dates up to about
+    a year from there are accepted if they spoke of one without its number, such as "tomorrow".
     """
     text, whole = _fold(content), _fold("\n".join(said))
     if foreign := foreign_facts(text, whole, day=day):
@@ -76,7 +78,7 @@ def problem(content: str, said: Iterable[str], *, day: dt.date | None = None) ->
 
 
 def foreign_facts(text: str, material: str, *, day: dt.date | None = None) -> list[str]:
-    """The numbers, addresses and account-like words of a text that its material does not hold."""
+    """Return the numbers, addresses and account-like words of a text that its material does not hold."""
     text, material = _fold(text), _fold(material)
     found = [one for one in _addresses(text) if one not in material.casefold()]
     text = _ADDRESS.sub(" ", text)
@@ -85,7 +87,7 @@ def foreign_facts(text: str, material: str, *, day: dt.date | None = None) -> li
     numbers = _numbers(material)
     compact = re.sub(r"[\W_]", "", material.casefold())
     for number in _numbers(text):
-        # What is longer than a year's number may be written in groups, as accounts and telephones are.
+        # Numbers longer than a year's may be written in groups, as those of accounts and telephones are.
         if number not in numbers and not (len(number) > 4 and number in compact):
             found.append(number)
     return found
@@ -97,7 +99,7 @@ def is_own(word: str, own: frozenset[str]) -> bool:
 
 
 def content_words(text: str) -> list[str]:
-    """The words of a text that say something of it, in lower case, each once."""
+    """Return the words of a text that say something of it, in lower case, each once."""
     kept = [
         part
         for word in _words(_fold(text).casefold())
@@ -121,7 +123,7 @@ def _own_words(said: str) -> frozenset[str]:
 
 
 def _unsaid_day(text: str, own: frozenset[str]) -> str:
-    """A weekday or month that the user did not say; "" if there is none."""
+    """Return a weekday or month that the user did not say; "" if there is none."""
     days = (word for word in _words(text) if word.casefold() in word_lists.CALENDAR)
     return next((word for word in days if not _is_inflected(word.casefold(), own)), "")
 
@@ -145,12 +147,12 @@ def _addresses(text: str) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def _numbers(text: str) -> frozenset[str]:
-    """Its numbers as digits alone, and its words with digits, in lower case. Numbers in words count as well."""
+    """Return its numbers as digits alone, and its words with digits, in lower case. Numbers in words count as well."""
     text = _GROUPED.sub(lambda number: re.sub(r"\D", "", number[0]), _ADDRESS.sub(" ", text))
     text = _DECIMALS.sub(lambda number: number[1] + (f"d{number[2]}" if number[2].strip("0") else ""), text)
     found = set()
     for word in _WITH_DIGIT.findall(text.casefold()):
-        # "9am", "80h", "3rd": the unit is a word of its own.
+        # In "9am", "80h" and "3rd" the unit is a word of its own.
         unit = _NUMERALS.fullmatch(word)
         found.add((unit[1] if unit and not unit[2].startswith("d") else word).lstrip("0") or "0")
     for word in _words(text.casefold()):
@@ -167,7 +169,7 @@ def _is_near(date: re.Match[str], day: dt.date) -> bool:
 
 
 def _foreign_names(text: str, own: frozenset[str]) -> Iterator[str]:
-    """Capitalised words that the user did not say."""
+    """Yield capitalised words that the user did not say."""
     for sentence in _SENTENCE.findall(_ADDRESS.sub(" ", text)):
         for place, word in enumerate(_words(sentence)):
             folded = word.casefold()
@@ -175,7 +177,7 @@ def _foreign_names(text: str, own: frozenset[str]) -> Iterator[str]:
                 continue
             if folded in word_lists.NUMBERS or folded in word_lists.CALENDAR or folded in word_lists.DENIALS:
                 continue
-            # What begins a sentence may be any word; another form of one of the user's will do.
+            # Any word may begin a sentence, so there another form of one of the user's is enough.
             if is_own(folded, own) if place == 0 else _is_inflected(folded, own):
                 continue
             yield word

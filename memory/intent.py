@@ -1,6 +1,6 @@
-"""Recognises in the user's own words what they ask of an entry: do they name it, want it changed, want it forgotten?
+"""Recognises the user's wishes about an entry in their own words: do they name it, want it changed, want it forgotten?
 
-Like memory.grounding this compares words. Where it finds no wish, nothing is changed: what was meant can be said again.
+Like memory.grounding this compares words. Where it finds no wish, nothing is changed: the user can say it again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from memory import word_lists
 from memory.grounding import content_words, is_denial, is_own
 
-# The share of an entry's words that name it, unless one of them is a name or a topic.
+# The least share of an entry's words that name it, unless one of them is a name or a topic.
 _MIN_NAMED: Final = 1 / 3
 _MAX_QUOTE_CHARS: Final = 120
 _SENTENCE = re.compile(r"[^.!?…\n]+[.!?…]*")
@@ -36,17 +36,18 @@ _KEEP = re.compile(
 
 
 def own_words(text: str) -> str:
-    """Return what of a message the user says themselves: without quoted lines,
-    code, forwarded mails and long quotations."""
+    """Return the part of a message that the user says themselves: without quoted lines, code, forwarded mails and long
+    quotations.
+    """
     text = _FORWARDED.sub("\n", _FENCE.sub("\n", text))
     text = _QUOTED_LINE.sub("", text)
     return _QUOTATION.sub(lambda quote: quote[0] if len(quote[0]) <= _MAX_QUOTE_CHARS else " ", text)
 
 
 def names(entry: str, said: str) -> bool:
-    """Return whether the user speaks of what an entry is about.
+    """Return whether the user speaks of an entry's subject.
 
-    `entry`: its content, and in front of it its key and a colon, if it has one.
+    `entry`: its content, preceded by its key and a colon, if it has a key.
     """
     of_entry, own = content_words(entry), frozenset(content_words(said))
     shared = [word for word in of_entry if is_own(word, own)]

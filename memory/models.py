@@ -1,6 +1,6 @@
 """Models of a user's memory: entries of four tiers with their sources and vectors, exchanges to read, receipts.
 
-The content of entries and exchanges is sealed; the words by which entries are found are kept as keyed hashes.
+The content of entries and exchanges is sealed; the words that find entries are stored as keyed hashes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class EntryQuerySet(models.QuerySet["Entry"]):
         return self.filter(user_id=user_id)
 
     def current(self) -> Self:
-        """Entries that are true now, without history and proposals."""
+        """Return entries that are true now, without history and proposals."""
         return self.filter(valid_to__isnull=True, proposed=False)
 
     def proposals(self) -> Self:
@@ -77,10 +77,11 @@ class EntryQuerySet(models.QuerySet["Entry"]):
 class Entry(QuicklyRead):
     """One remembered thing. The sealed value is `{content, key?, replaces?}`; only core entries have a key.
 
-    An entry keeps its id when it is changed. Its former content moves to a new row, whose `successor` is this entry.
+    A changed entry keeps its id. Its former content moves to a new row, whose `successor` is this entry.
 
-    A proposal came from a turn that had read texts of others. It is neither recalled nor searched until the user bears
-    it out, and then takes the place of the current entry with its key, or of the one that `replaces` names.
+    A proposal came from a turn that had read texts of others. It is neither recalled nor searched until the user
+    confirms or repeats it, and then takes the place of the current entry with its key, or of the one that `replaces`
+    names.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -170,7 +171,7 @@ class Entry(QuicklyRead):
                 name="entries_current",
             ),
             # Terms are hashed with the user's own key, so each posting list holds rows of one user only. fastupdate is
-            # off because its pending list is read for every word: 100 pages of it cost 12 ms per recall.
+            # off because each word would read its whole pending list: 100 pages of it cost 12 ms per recall.
             GinIndex(fields=["terms"], name="entries_by_term", fastupdate=False),
         ]
 
@@ -231,7 +232,7 @@ class EntrySource(models.Model):
 class Embedding(models.Model):
     """The vector of an entry, made by one model. Vectors of different models are never compared.
 
-    It is not encrypted: whoever has the model can tell from a vector what a text is about. The bits are made from the
+    It is not encrypted: anybody with the model can tell a text's subject from its vector. The bits are made from the
     vector and say less.
     """
 
@@ -244,8 +245,8 @@ class Embedding(models.Model):
     bits = SignBitsField(of="vector")
 
     class Meta:
-        # The bits of a user with many vectors are compared in the index alone. By the entry, many rows of one user are
-        # found in a third of the time that the primary key takes.
+        # The bits of a user with many vectors are compared in the index alone. An index by user finds many rows of one
+        # user in a third of the time that the primary key takes.
         indexes = [
             models.Index(
                 fields=["user", "embedding_model", "entry"], include=["bits"], name="embeddings_of_user"
@@ -299,7 +300,7 @@ class Exchange(Leased):
 
 
 class Receipt(models.Model):
-    """A record of which entries were sent to a model provider, when, and for what purpose."""
+    """A record of the entries that were sent to a model provider, when, and for what purpose."""
 
     class Purpose(models.TextChoices):
         TURN = "turn", "to answer in a chat"

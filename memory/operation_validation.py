@@ -1,7 +1,7 @@
-"""Validate what a model proposes to remember. The model is treated as an untrusted user.
+"""Validate a model's proposals of what to remember. The model is treated as an untrusted user.
 
 It may use only the operations of the schema, only on entries that it was shown (by label), only in tiers that it may
-read, and only for what the user's own words support (memory.grounding).
+read, and only where the user's own words support them (memory.grounding).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class NotTheUsersWords(UnusableAnswer):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`said_in` and `entry` are labels. `asked`: the user asked to delete the entry with its history."""
+    """A proposed operation. `said_in` and `entry` are labels. `asked`: whether the user asked to delete the entry with
+    its history.
+    """
 
     op: Literal["add", "replace", "forget"]
     said_in: str
@@ -54,7 +56,7 @@ class ValidOperations:
 
 @dataclass(frozen=True)
 class OperationValidator:
-    """Checks answers against what the model was shown.
+    """Checks answers against the data that the model was shown.
 
     `said` holds the user's own words by exchange label, `days` the days on which they said them, `known` the labels of
     shown entries, `tiers` those that the model's provider may read.
@@ -88,9 +90,9 @@ class OperationValidator:
         }
 
     def check(self, answer: Any) -> ValidOperations:
-        """The usable operations of an answer, ordered by exchange.
+        """Return the usable operations of an answer, ordered by exchange.
 
-        Raises UnusableAnswer if none of them is usable; NotTheUsersWords if that is all that is wrong with them.
+        Raises UnusableAnswer if none of them is usable; NotTheUsersWords if that is their only fault.
         """
         found = answer.get("operations") if isinstance(answer, dict) else answer
         if not isinstance(found, list):

@@ -1,6 +1,6 @@
 """Ask the model which patterns a user's new entries show, confirm or contradict. It names its evidence by label.
 
-What becomes of its claims is decided in memory.patterns.
+memory.patterns decides what becomes of its claims.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from memory.preferences import readable_tiers
 from memory.receipts import write_receipt
 
 MAX_PATTERN_CHARS: Final = 300
-# Entries shown to the model: new ones, and older ones so that the new ones are seen in context.
+# The most entries shown to the model: new ones, and older ones that give them context.
 _MAX_NEW: Final = 80
 _MAX_OLDER: Final = 40
 _MAX_PATTERNS: Final = 60
 _ENTRY_CHARS: Final = 600
 # Entries older than this are never new.
 _MAX_AGE: Final = dt.timedelta(days=30)
-# Claims of each kind, and labels of each claim, that are read.
+# The most claims of each kind, and labels of each claim, that are read.
 _MAX_CLAIMS: Final = 200
 _EVIDENCE_TIERS: Final = (Tier.ASSOCIATIVE, Tier.EPISODIC)
 
@@ -70,8 +70,8 @@ _SCHEMA: Final = {
 class ShownText:
     """An entry as the model is shown it, with the fingerprint of its content then.
 
-    `is_new`: it was written or changed since the last consolidation. `is_derived`: a pattern that was found, not
-    written by the user.
+    `is_new`: whether it was written or changed since the last consolidation. `is_derived`: whether it is a pattern that
+    was found, not written by the user.
     """
 
     id: uuid.UUID
@@ -93,9 +93,9 @@ class PatternClaims:
 
 @dataclass
 class PatternReview:
-    """What the model was shown, by label, and its claims.
+    """The data that the model was shown, by label, and its claims.
 
-    Entries newer than `until` were not shown; `more` says that there are some that should be soon.
+    Entries newer than `until` were not shown; `more`: whether some of them should be soon.
     """
 
     until: dt.datetime
@@ -108,7 +108,7 @@ class PatternReview:
 async def review(
     user_id: uuid.UUID, model: llm.ChatModel, *, since: dt.datetime | None, now: dt.datetime
 ) -> PatternReview:
-    """Show the model what is new since the last consolidation. It is not asked if nothing is. Raises ModelError."""
+    """Show the model what is new since the last consolidation, if anything is. Raises ModelError."""
     found = await db.run(_prepare, user_id, model, since, now)
     if found.evidence:
         patterns = "\n".join(f"{label}: {shown.text}" for label, shown in found.patterns.items())
@@ -125,14 +125,14 @@ async def review(
 
 
 def has_new_evidence(user_id: uuid.UUID, after: dt.datetime) -> bool:
-    """Return whether entries in which patterns could be found were written or changed after a time."""
+    """Return whether entries that could show patterns were written or changed after a time."""
     return _evidence(user_id, _EVIDENCE_TIERS).filter(updated_at__gt=after).exists()
 
 
 def _prepare(
     user_id: uuid.UUID, model: llm.ChatModel, since: dt.datetime | None, now: dt.datetime
 ) -> PatternReview:
-    """Choose what the model is shown, and write a receipt for it."""
+    """Choose the data for the model, and write a receipt for it."""
     found = PatternReview(until=now)
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
     if memory is None:
@@ -166,7 +166,9 @@ def _prepare(
 
 
 def _evidence(user_id: uuid.UUID, tiers: Iterable[str]) -> QuerySet[Entry]:
-    """Current entries of these tiers. Not condensed episodes, whose parts were read before, nor what agents found."""
+    """Return current entries of these tiers, except condensed episodes, whose parts were read before, and agents'
+    findings.
+    """
     of_runs = EntrySource.objects.filter(entry=OuterRef("pk"), kind=SourceKind.RUN)
     return Entry.objects.of(user_id).current().filter(~is_condensed(), ~Exists(of_runs), tier__in=tiers)
 
@@ -191,7 +193,7 @@ def _labelled(
 
 
 def _read_claims(value: Any) -> PatternClaims:
-    """The claims that can be used. Their labels may still be unknown. Raises UnusableAnswer."""
+    """Return the usable claims. Their labels may still be unknown. Raises UnusableAnswer."""
     if not isinstance(value, dict):
         raise UnusableAnswer(
             "the answer must be one object with the lists `new`, `confirmed`, `contradicted`."

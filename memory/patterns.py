@@ -32,15 +32,14 @@ CONTRADICTION_FACTOR: Final = 0.5
 WEEKLY_FACTOR: Final = 0.9
 # Below this a pattern is deleted.
 MIN_CONFIDENCE: Final = 0.15
-# In one consolidation.
+# The bound for one consolidation.
 MAX_NEW_PATTERNS: Final = 10
 
 log = structlog.get_logger(__name__)
 
 
 def is_unchanged(user_id: uuid.UUID, review: PatternReview) -> bool:
-    """Return whether all entries that the model was shown are unchanged. If not, a
-    claim may reveal what was forgotten."""
+    """Return whether all entries that the model was shown are unchanged. If not, a claim may reveal a forgotten one."""
     shown = [*review.evidence.values(), *review.patterns.values()]
     rows = Entry.objects.of(user_id).current().filter(pk__in=[text.id for text in shown])
     fingerprints = {pk: bytes(value) for pk, value in rows.values_list("pk", "fingerprint")}
@@ -48,7 +47,7 @@ def is_unchanged(user_id: uuid.UUID, review: PatternReview) -> bool:
 
 
 def apply_claims(user_id: uuid.UUID, review: PatternReview) -> None:
-    """Write what can be used of the claims and ignore the rest. Call it with the memory locked."""
+    """Write the usable claims and ignore the rest. Call it with the memory locked."""
     if review.claims is None:
         return
     contradicted = review.claims.contradicted
@@ -77,7 +76,7 @@ def apply_claims(user_id: uuid.UUID, review: PatternReview) -> None:
 
 
 def _entries_of(review: PatternReview, labels: Collection[str]) -> list[uuid.UUID]:
-    """The entries with these labels; none if none of them is new."""
+    """Return the entries with these labels; none if none of them is new."""
     shown = [review.evidence[label] for label in labels if label in review.evidence]
     return [text.id for text in shown] if any(text.is_new for text in shown) else []
 
@@ -98,7 +97,7 @@ def _confirm(pattern: uuid.UUID, evidence: list[uuid.UUID]) -> None:
 
 
 def _set_confidence(pattern: uuid.UUID, confidence: Combinable) -> None:
-    """`updated_at` is also where the weeks of `decay` begin."""
+    """Set the confidence, and `updated_at`, from which `decay` counts weeks."""
     Entry.objects.filter(pk=pattern).update(confidence=confidence, updated_at=Now())
 
 

@@ -27,7 +27,7 @@ class ProvidersField(LinesField):
         )
 
     def from_lines(self, lines: list[str]) -> list[str] | None:
-        """In a form, an empty box lets any provider read the tier, and the word "none" lets no provider."""
+        """Read a form's lines: an empty box lets any provider read the tier, and the word "none" lets no provider."""
         return [line for line in lines if line != "none"] if lines else None
 
     def to_lines(self, value: Any) -> list[str]:

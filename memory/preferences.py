@@ -1,4 +1,6 @@
-"""A user's choices about their memory: its switch, and the policy of which model providers may read which tier."""
+"""A user's choices about their memory: its switch, and the policy that says which model providers may read
+which tier.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,12 @@ class MemoryOff(Conflict):
 
 
 def get_memory(user_id: uuid.UUID) -> Memory:
-    """The user's choices, or the defaults, unsaved, for a user who never made one."""
+    """Return the user's choices, or the defaults, unsaved, for a user who never made one."""
     return Memory.objects.filter(pk=user_id).first() or Memory(user_id=user_id)
 
 
 def refuse_if_off(user_id: uuid.UUID) -> None:
-    """Raises MemoryOff if the user has switched the memory off."""
+    """Raise MemoryOff if the user has switched the memory off."""
     if Memory.objects.filter(pk=user_id, enabled=False).exists():
         raise MemoryOff
 
@@ -65,12 +67,12 @@ def set_preferences(
 
 
 def providers_by_tier(memory: Memory) -> dict[str, list[str] | None]:
-    """The providers that may read each tier. None: any provider."""
+    """Return the providers that may read each tier. None: any provider."""
     return {str(tier): memory.policy.get(tier) for tier in Tier}
 
 
 def configured_providers() -> dict[str, str | None]:
-    """The providers that this server sends entries to: of the chat model and of the embedding model.
+    """Return the providers to which this server sends entries: that of the chat model and that of the embedding model.
 
     None: no model is configured, or it runs on this server.
     """
@@ -82,7 +84,7 @@ def configured_providers() -> dict[str, str | None]:
 
 
 def readable_tiers(policy: Mapping[str, object] | None, provider: str) -> frozenset[Tier]:
-    """The tiers that a provider may read. A model in this process (provider `""`) may read all.
+    """Return the tiers that a provider may read. A model in this process (provider `""`) may read all.
 
     A policy maps tiers to the providers that may read them; any provider may read a tier that is not in it.
     """

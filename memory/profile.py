@@ -1,7 +1,7 @@
 """The user's profile: core entries that name the user, for models that read their documents.
 
 The user writes them like any entry of that tier (in a chat, or by REST under these keys), and the memory proposes them
-from what the user says.
+from the user's words.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ log = structlog.get_logger(__name__)
 
 
 def read_profile(user_id: uuid.UUID, model: llm.ChatModel) -> str:
-    """A line for each thing known, with a receipt of what is sent; "" if nothing is, or the model may not read it."""
+    """Return a line for each known entry, and write a receipt of them; "" if there is none, or the model may not read
+    them.
+    """
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is not None and (
         not memory.enabled or Tier.CORE not in readable_tiers(memory.policy, model.provider)

@@ -1,14 +1,13 @@
 """SQL that ranks a user's entries by how well they fit a question, shared by memory.search and memory.recall.
 
-Lists of entries are ranked by the database: those near the question's vector, and those with its words. The lists are
-fused by reciprocal rank (Cormack, Clarke and Büttcher, 2009), so that their scores need not be comparable; words count
-as much as vectors only where an entry has all words of the question. The result is weighted slightly by how new an
-entry is and how often it was used.
+The database ranks two lists of entries: those near the question's vector, and those with its words. The lists are fused
+by reciprocal rank (Cormack, Clarke and Büttcher, 2009), so that their scores need not be comparable; words count as
+much as vectors only where an entry has all words of the question. New and often used entries get a small bonus.
 
 Words are looked up by their keyed hashes; a word that few of the user's entries have counts for more. Vectors are
 compared with all of the user's own: one index over all users' rows would find only half of the nearest, since each user
-is one of many. Where a user has many, those are compared whose sign bits are nearest (memory.sign_bits), which an index
-by user holds.
+is one of many. If a user has many, only the vectors with the nearest sign bits are compared (memory.sign_bits), which
+an index by user holds.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ from memory.models import Tier
 from memory.sign_bits import question_bits
 from memory.terms import hash_terms
 
-# Characters of a question that are used.
+# The most characters of a question that are used.
 MAX_QUESTION_CHARS: Final = 4_000
-# Vectors whose bits are nearest, and which are compared themselves. Of the ten nearest among 10,000, 99.7 % are among
-# them, and 99.6 % of those among 30,000; with 150, 99.3 and 99.0 %.
+# The number of vectors that are compared themselves: those with the nearest bits. They include 99.7 % of the ten
+# nearest among 10,000, and 99.6 % of those among 30,000; with 150, 99.3 and 99.0 %.
 _COMPARED: Final = 200
-# From so many vectors on, comparing the bits first is faster.
+# From this many vectors on, comparing the bits first is faster.
 _MANY: Final = 2_000
-# One in so many is in the sample, and so many times as many as are compared are sorted: of 10,000, the 20th of 500 lets
-# 400 pass, give or take 90.
+# One vector in so many is in the sample, and so many times as many as are compared are sorted: of 10,000, the 20th of
+# 500 lets 400 pass, give or take 90.
 _SAMPLED: Final = 20
 _SORTED: Final = 2
-# Entries examined for one word. A word that more entries have says little; it weighs _COMMON_WORD_WEIGHT, where a word
-# of a single entry weighs 1.
+# The most entries examined for one word. A word that more entries have says little; it weighs _COMMON_WORD_WEIGHT,
+# where a word of a single entry weighs 1.
 _MAX_ENTRIES_PER_WORD: Final = 40
 _COMMON_WORD_WEIGHT: Final = 0.05
-# Term hashes of a question that are looked up.
+# The most term hashes of a question that are looked up.
 _MAX_TERMS: Final = 60
-# Entries that are looked through for the user's common words, and how many of all have such a word at least, by what is
-# seen there: so many that few are taken for common that are not. To read which entries have it takes longer than its
-# weight is worth.
+# The number of entries that are searched for the user's common words, and the least number of entries, estimated from
+# them, that have a common word: large enough that few words are taken for common that are not. Reading which entries
+# have such a word takes longer than its weight is worth.
 _SAMPLE: Final = 1_000
 _ENTRIES_OF_COMMON_WORD: Final = 60
 # Damping of reciprocal ranks: the larger, the less the first places differ.
@@ -58,7 +57,7 @@ _NOVELTY_HALF_LIFE: Final = dt.timedelta(days=90)
 # Components in half precision overflow beyond this.
 _MAX_LENGTH: Final = 65_000
 
-# Entries have a vector while they hold; ENTRY makes sure of it.
+# Current entries have a vector; ENTRY checks that they still hold.
 _NEAR: Final = """
     SELECT entry_id AS id, tier, row_number() OVER (PARTITION BY tier ORDER BY distance, entry_id) AS place
     FROM (
@@ -73,9 +72,9 @@ _ALL: Final = """(
     WHERE user_id = %(user)s AND embedding_model = %(space)s
 ) AS of_user"""
 _DISTANCE: Final = "(bits <~> (SELECT %(bits)s::bit(1024))) + (bits <~> (SELECT %(inverted)s::bit(1024)))"
-# The inner queries read the index alone; the outer one finds the rows by the same pages of it, while by the primary key
-# each would be on a page of its own. Only what is nearer than most of a sample is sorted, since PostgreSQL copies what
-# it sorts, which takes as long as to compare the bits. Ids are random, and so are the first of them.
+# The inner queries read the index alone. The outer one finds the rows by the same pages of it; by the primary key, each
+# would be on a page of its own. Only vectors nearer than most of a sample are sorted, since PostgreSQL copies the rows
+# that it sorts, which takes as long as comparing the bits. Ids are random, so the first ones are a random sample.
 _NEAREST_BITS: Final = f"""(
     SELECT entry_id, tier, vector FROM memory_embedding
     WHERE user_id = %(user)s AND embedding_model = %(space)s AND entry_id = ANY(ARRAY(
@@ -92,7 +91,7 @@ _NEAREST_BITS: Final = f"""(
         ORDER BY {_DISTANCE} LIMIT %(compared)s
     ))
 ) AS alike"""  # noqa: S608
-# How many vectors a user has, which decides how they are compared.
+# The number of a user's vectors, which decides how they are compared.
 COUNT: Final = """
     (SELECT count(*) FROM memory_embedding WHERE user_id = %(user)s AND embedding_model = %(space)s)
 """
@@ -146,14 +145,15 @@ SCORE: Final = """
 
 
 def has_many(vectors: int) -> bool:
-    """Whether comparing the bits first is faster."""
+    """Return whether comparing the bits first is faster."""
     return vectors >= _MANY
 
 
 def near_sql(vector: Sequence[float] | None, *, vectors: int = 0) -> str:
-    """The list of entries near a vector: an empty one for no vector, zeros, or what half precision does not hold.
+    """Return SQL for the list of entries near a vector; an empty list for no vector, zeros, or values beyond half
+    precision.
 
-    `vectors`: how many the user has, if that is known. Of many, only those are compared whose sign bits are nearest.
+    `vectors`: the user's number of vectors, if known. Of many, only those with the nearest sign bits are compared.
     """
     if vector is None or not 0 < math.hypot(*vector) < _MAX_LENGTH:
         return _NOTHING_NEAR
@@ -172,7 +172,8 @@ def parameters(
     vectors: int = 0,
     common: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` vectors of `vectors` are examined.
+    """Return the parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` of `vectors` are
+    examined.
 
     `common`: hashes of words that are not looked up, unless the question has no others.
     """
@@ -202,12 +203,12 @@ def parameters(
 
 
 def _array(values: Collection[object]) -> str:
-    """As PostgreSQL reads an array: psycopg takes ten times as long to pass a list."""
+    """Write an array as PostgreSQL reads it: psycopg takes ten times as long to pass a list."""
     return f"{{{','.join(map(str, values))}}}"
 
 
 def common_terms(user_id: uuid.UUID, entries: int) -> frozenset[int]:
-    """Hashes of the words that many of a user's `entries` have, by the newest of them."""
+    """Return hashes of the words that many of a user's `entries` have, by a sample: the newest, tier by tier."""
     statement = """
         SELECT term FROM (
             SELECT terms FROM memory_entry WHERE user_id = %s AND valid_to IS NULL

@@ -1,4 +1,4 @@
-"""Recall: the entries that a model is given, chosen by policy, fitted to a budget and unsealed.
+"""Recall: the entries for a model, chosen by policy, fitted to a budget and unsealed.
 
 A turn's recall is one statement. To the two lists of memory.ranking it adds all core entries, the latest episodes and
 the most certain patterns. Core entries come first, then those that fit best, then the newest.
@@ -26,19 +26,19 @@ from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
 from memory.search import needs_vector, search
 
-# Patterns of less confidence are not recalled.
+# Patterns with less confidence are not recalled.
 MIN_PATTERN_CONFIDENCE: Final = 0.6
 CHARS_PER_TOKEN: Final = 4
-# Entries of a tier that each list brings into a turn.
+# The most entries of a tier that each list brings into a turn.
 _PER_TIER: Final = 12
 _RECENT_EPISODES: Final = 3
-# Nearest vectors, of all tiers, that are examined for a turn.
+# The most nearest vectors, of all tiers, that are examined for a turn.
 _MAX_NEAR: Final = 100
-# Rows that are read at once.
+# The number of rows read at once.
 _AT_A_TIME: Final = 32
-# What a prompt adds to each entry: label, date and punctuation.
+# The characters that a prompt adds to each entry: label, date and punctuation.
 _LINE_OVERHEAD_CHARS: Final = 40
-# Entries other than core that may be too long for what is left of the budget before no shorter one is looked for.
+# After this many entries other than core were too long for the rest of the budget, no shorter one is tried.
 _MAX_TOO_LONG: Final = 8
 # More than any entry has.
 _ENTRY_BUDGET_TOKENS: Final = 4_000
@@ -61,7 +61,9 @@ class RecalledEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecallResult:
-    """`withheld`: tiers with entries for this question that the policy keeps from the provider."""
+    """The recalled entries. `withheld`: tiers with entries for this question that the policy keeps from the
+    provider.
+    """
 
     entries: Sequence[RecalledEntry] = ()
     withheld: Collection[Tier] = ()
@@ -104,7 +106,7 @@ def recall(
         cursor.execute(_statement(near, "NULL" if size else ranking.COUNT), parameters)
         first = cursor.fetchone()
         *_, policy, counted = first
-        # Not all of them fit, so not all are made Python's objects.
+        # Not all of them fit, so not all become Python objects.
         rows: Iterable[Any] = chain(
             [first], chain.from_iterable(iter(lambda: cursor.fetchmany(_AT_A_TIME), []))
         )
@@ -123,8 +125,11 @@ def recall(
 def embed_and_recall(
     *, user_id: uuid.UUID, question: str, provider: str, limit_tokens: int, now: dt.datetime
 ) -> RecallResult | None:
-    """The same with the question's vector. None if that takes a request to the embedding model, which pays only for a
-    user who has entries that it may read."""
+    """Return what `recall` does, with the question's vector.
+
+    Returns None if that takes a request to the embedding model, which pays only for a user who has entries that it may
+    read.
+    """
     vector = text_embedding.embed_now(question, user_id)
     if vector is None and needs_vector(user_id):
         return None
@@ -147,7 +152,7 @@ def search_for_model(
     limit: int,
     now: dt.datetime,
 ) -> RecallResult:
-    """Return what fits a question that a model asks, of any tier, best first. Empty while the memory is off."""
+    """Return entries that fit a question of a model's, of any tier, best first. Empty while the memory is off."""
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is None or not memory.enabled:
         return RecallResult()
@@ -161,13 +166,13 @@ def search_for_model(
 
 
 def read_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> RecalledEntry | None:
-    """One entry; None if it does not exist, belongs to another user or cannot be unsealed."""
+    """Return one entry; None if it does not exist, belongs to another user or cannot be unsealed."""
     rows = Entry.objects.of(user_id).filter(pk=entry_id).values_list(*_COLUMNS)
     found = _unseal_within(user_id, rows, _ENTRY_BUDGET_TOKENS)
     return found[0] if found else None
 
 
-# What an entry is unsealed from, in this order.
+# The columns needed to unseal an entry, in this order.
 _COLUMNS: Final = ("id", "tier", "sealed", "valid_from", "confidence", "began_at", "ended_at")
 _TIERS: Final = {str(tier): tier for tier in Tier}
 _SELECTED: Final = ", ".join(f"e.{name}" for name in _COLUMNS)
@@ -205,12 +210,12 @@ LEFT JOIN LATERAL (
 ORDER BY fit.tier <> 'core', fit.score DESC, fit.valid_from DESC
 """  # noqa: S608
 
-# The text depends on little, and is long to put together.
+# The text depends on little, and takes long to put together.
 _statement: Final = lru_cache(64)(lambda near, count: _RECALL.format(near=near, count=count))
 
 
 class _Size(NamedTuple):
-    """The size of a user's memory as this process knows it, until some time of its monotonic clock."""
+    """The size of a user's memory as this process knows it, valid until a time of its monotonic clock."""
 
     vectors: int
     common: frozenset[int]
@@ -237,7 +242,7 @@ def _note(user_id: uuid.UUID, vectors: int) -> None:
 def _unseal_within(
     user_id: uuid.UUID, rows: Iterable[Sequence[Any]], limit_tokens: int
 ) -> list[RecalledEntry]:
-    """As many entries as fit the budget, none of them cut. Rows begin with _COLUMNS."""
+    """Return as many entries as fit the budget, none of them cut. Rows begin with _COLUMNS."""
     cipher = cipher_for(user_id)
     left, too_long = limit_tokens * CHARS_PER_TOKEN, 0
     found = []
@@ -252,13 +257,13 @@ def _unseal_within(
             continue
         size = len(content.searchable_text) + _LINE_OVERHEAD_CHARS
         if size > left:
-            # A shorter one may still fit. Every core entry that fits is given.
+            # A shorter one may still fit. Every core entry that fits is recalled.
             too_long += tier != Tier.CORE
             if too_long == _MAX_TOO_LONG:
                 break
             continue
         left -= size
-        # By position: it is made for every entry of every turn.
+        # By position, which is faster: this runs for every entry of every turn.
         found.append(
             RecalledEntry(
                 entry_id,

@@ -1,6 +1,6 @@
 """Receipts: which entries were sent to a model provider, when, and for what purpose.
 
-A model in this process has no provider (`""`): what it reads does not leave the server and needs no receipt.
+A model in this process has no provider (`""`): entries that it reads do not leave the server and need no receipt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Delete what has expired: entries that were not used, history, receipts. settings.MEMORY says after how many days."""
+"""Delete expired rows: entries that were not used, history, receipts. settings.MEMORY holds their lifetimes in days."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _delete_batch(user_id: uuid.UUID) -> int:
 
 
 def _unused() -> Q:
-    """Old associative entries that were not recalled for long. Never those that the user wrote."""
+    """Return a condition on old associative entries that were not recalled for long and that the user did not write."""
     recent = EntrySource.objects.filter(
         Q(kind=SourceKind.USER) | Q(at__gte=_ago("forget_unused_after_days")), entry=OuterRef("pk")
     )
@@ -58,7 +58,7 @@ def _unused() -> Q:
 
 
 def _expired_history() -> Q:
-    """History, of which the parts of condensed episodes expire sooner."""
+    """Return a condition on expired history; the parts of condensed episodes expire sooner."""
     return Q(valid_to__lt=_ago("keep_history_days")) | Q(
         tier=Tier.EPISODIC, successor__derived=True, valid_to__lt=_ago("keep_condensed_parts_days")
     )

@@ -1,6 +1,6 @@
 """Search a user's current entries, best first. Ignores the memory's switch and policy: nothing is sent to a model.
 
-What a chat model reads goes through memory.recall.
+Chat models read entries through memory.recall.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
 
 MAX_QUESTION_CHARS: Final = 1_000
-# Nearest vectors, of all tiers, that are examined.
+# The most nearest vectors, of all tiers, that are examined.
 _MAX_NEAR: Final = 2_000
 
 
@@ -66,7 +66,9 @@ def search(
 def embed_and_search(
     *, user_id: uuid.UUID, question: str, tiers: Collection[Tier], limit: int
 ) -> list[SearchHit]:
-    """The same, from a thread without an event loop. By words alone if the model gives no vector in time."""
+    """Find entries as `search` does, from a thread without an event loop. By words alone if the model gives no vector
+    in time.
+    """
     vector = text_embedding.embed_now(question, user_id)
     if vector is None and needs_vector(user_id):
         close_old_connections()  # the model may take a while, and other threads wait for the pool's connections

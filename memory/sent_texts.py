@@ -1,7 +1,7 @@
 """Embeds texts that clients send. Only a receipt is stored, and only if a provider read the text.
 
-The text is none of the memory's entries, so no tier says who may read it: its provider must be one that the user lets
-read every tier.
+The text is no entry of the memory, so it has no tier that says who may read it: the user must let its provider read
+every tier.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ProviderWithheld(Forbidden):
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """`provider` is who read the text; empty if it did not leave the server."""
+    """A text's vector. `provider`: who read the text; empty if it did not leave the server."""
 
     vector: list[float]
     model: str
@@ -48,7 +48,7 @@ class Embedded:
 
 
 def embed(*, user_id: UUID, text: str) -> Embedded:
-    """The vector of a text, from a thread without an event loop. Raises ProviderWithheld or ModelError."""
+    """Return the vector of a text, from a thread without an event loop. Raises ProviderWithheld or ModelError."""
     model = llm.embedding_model()
     vector = text_embedding.embed_now(text, user_id)
     if vector is None:

@@ -1,12 +1,12 @@
-"""Sign bits of vectors, by which the nearest of many are looked for before their vectors are compared.
+"""Sign bits of vectors, which find the candidates for the nearest vectors before these are compared.
 
-A vector is rotated at random in two ways, the same for all, and of each component only the sign is kept. The more signs
+A vector is rotated at random in two ways, the same for all, and only the sign of each component is kept. The more signs
 of two vectors differ, the larger is the angle between them. Without the rotation, vectors made from words would have no
 signs to compare: most of their components are zero.
 
-The small components of a question say little, since their signs are nearly chance. So it has two rows of bits, which
-differ in these: the sum of what differs from both counts the large components twice and the small ones alike for all.
-With that, half as many vectors need to be compared for the same nearest.
+The small components of a question say little, since their signs are nearly chance. So a question has two rows of bits,
+which differ in these: the sum of the differences from both counts the large components twice and the small ones alike
+for all. This halves the number of vectors to compare for the same nearest.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from pgvector import HalfVector
 from pgvector.django import BitField
 
 BITS: Final = 1_024
-# Components below so much of the average say little: two in five.
+# Components below this share of the average say little: two in five.
 _SMALL: Final = 0.65
 
 
 def sign_bits(vector: Sequence[float]) -> str:
-    """BITS zeros and ones. The length of the vector does not matter, but its direction and number of dimensions do."""
+    """Return BITS zeros and ones, which depend on the vector's direction and number of dimensions, not on its
+    length.
+    """
     return "".join(["1" if value > 0 else "0" for value in _turned(vector)])
 
 
 def question_bits(vector: Sequence[float]) -> tuple[str, str]:
-    """The same of a question, and once more with the bits of its small components inverted."""
+    """Return the sign bits of a question, and once more with the bits of its small components inverted."""
     values = _turned(vector)
     small = _SMALL * sum(map(abs, values)) / BITS
     inverted = ["1" if value > small or -small < value <= 0 else "0" for value in values]
@@ -40,10 +42,10 @@ def question_bits(vector: Sequence[float]) -> tuple[str, str]:
 
 
 def _turned(vector: Sequence[float]) -> list[float]:
-    """BITS components of a vector, half of them as one rotation gives them and half as another."""
+    """Return BITS components of a vector, half of them from one rotation and half from another."""
     half = BITS // 2
     size = max(half, 1 << max(0, len(vector) - 1).bit_length())
-    # A random sign for each component, then a Walsh-Hadamard transform: a rotation for which additions are enough. Both
+    # A random sign for each component, then a Walsh-Hadamard transform: a rotation that takes only additions. Both
     # rotations are computed at once, as the parts of complex numbers.
     values = list(map(mul, _signs(size), [*vector, *[0.0] * (size - len(vector))]))
     for _ in range(size.bit_length() - 1):
@@ -54,7 +56,7 @@ def _turned(vector: Sequence[float]) -> list[float]:
 
 @lru_cache(maxsize=8)
 def _signs(size: int) -> list[complex]:
-    """The same in every process, and for ever: bits in the database were made with them."""
+    """Return signs that are the same in every process, for ever: bits in the database were made with them."""
     drawn = random.Random(size).getrandbits(2 * size)
     signs = [1.0 if drawn >> place & 1 else -1.0 for place in range(2 * size)]
     return list(map(complex, signs[:size], signs[size:]))
@@ -79,5 +81,7 @@ class SignBitsField(BitField):
 
 
 def _components(vector: list[float]) -> list[float]:
-    """As the database keeps them: where components cancel each other out, rounding decides the sign."""
+    """Return the components with the database's precision: where they cancel each other out, rounding decides
+    the sign.
+    """
     return HalfVector(vector).to_list()

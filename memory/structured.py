@@ -15,7 +15,7 @@ from memory import grounding
 
 T = TypeVar("T")
 
-# Counts up to here may be the model's own; the material need not hold them.
+# The model may count up to this by itself; the material need not hold such numbers.
 _MAX_COUNT: Final = 20
 
 SUMMARY_SCHEMA: Final = {
@@ -39,8 +39,8 @@ async def ask_or_none(
 ) -> T | None:
     """Return what `read` makes of the answer. None, and a log event, if neither the answer nor its repair was usable.
 
-    `prompt` names a file in memory/prompts; `material` is delimited; `read` raises UnusableAnswer. Raises ModelError
-    when there was no answer.
+    `prompt` names a file in memory/prompts; `material` is delimited; `read` raises UnusableAnswer. Raises ModelError if
+    there was no answer.
     """
     messages: list[llm.Message] = [
         {"role": "system", "content": prompt_files.load("memory", prompt).text},
@@ -56,7 +56,7 @@ async def ask_or_none(
 def read_summary(
     value: Any, *, material: str, max_chars: int, may_be_empty: bool = False, day: dt.date | None = None
 ) -> str:
-    """The text of a `{"summary": …}`. Raises UnusableAnswer, also if it holds numbers or addresses of its own.
+    """Return the text of a `{"summary": …}`. Raises UnusableAnswer, also if it holds numbers or addresses of its own.
 
     `day`: when it happened, so that "tomorrow" may become a date (memory.grounding).
     """

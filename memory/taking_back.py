@@ -1,6 +1,6 @@
-"""Take back what one turn did to the memory: what it added goes, what it replaced or ended holds again.
+"""Take back one turn's changes to the memory: entries that it added go, those that it replaced or ended hold again.
 
-What the user asked to forget was deleted for good and does not come back.
+Entries that the user asked to forget were deleted for good and do not come back.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from memory.models import Embedding, Entry, EntrySource, SourceKind
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    """The number of entries that were deleted, and of those that are as they were before the turn."""
+    """The number of entries that were deleted, and of those that are as before the turn."""
 
     deleted: int
     restored: int
 
 
 def latest_turn(user_id: uuid.UUID, entry_id: uuid.UUID) -> SourceRef | None:
-    """The turn that changed an entry last; None if no turn did."""
+    """Return the turn that changed an entry last; None if no turn did."""
     turns = EntrySource.objects.filter(
         entry__user_id=user_id,
         entry_id=entry_id,
@@ -43,7 +43,10 @@ def latest_turn(user_id: uuid.UUID, entry_id: uuid.UUID) -> SourceRef | None:
 def take_back(
     *, user_id: uuid.UUID, kind: SourceKind, source_id: uuid.UUID | None, seq: int | None = None
 ) -> TakenBack:
-    """Without `seq`, what all turns of a conversation did. Also forgets what the turn said (memory.forgetting)."""
+    """Take back a turn's changes; without `seq`, those of all turns of a conversation.
+
+    Also forgets what the turn said (memory.forgetting).
+    """
     lock_memory(user_id)
     cipher = cipher_for(user_id)
     place: dict[str, object] = {"kind": kind, "source_id": source_id}
@@ -66,7 +69,7 @@ def _restore_ended(user_id: uuid.UUID, place: dict[str, object]) -> int:
         same = current.filter(fingerprint=entry.fingerprint)
         if entry.key_hash is not None:
             same |= current.filter(key_hash=entry.key_hash)
-        # What the user said later holds.
+        # The user's later words hold.
         if not same.exists():
             count += Entry.objects.filter(pk=entry.pk).update(valid_to=None, updated_at=Now())
     ended.delete()
@@ -74,13 +77,13 @@ def _restore_ended(user_id: uuid.UUID, place: dict[str, object]) -> int:
 
 
 def _restore_replaced(user_id: uuid.UUID, place: dict[str, object], cipher: UserCipher) -> int:
-    """Give entries whose content is from there alone the content that they had before."""
+    """Restore the former content of entries whose present content comes from there alone. Returns how many."""
     count = 0
     theirs = EntrySource.objects.filter(entry__user_id=user_id, **place)
     for entry in Entry.objects.of(user_id).current().filter(pk__in=theirs.values("entry_id"), derived=False):
         if entry.sources.exclude(**place).exists():
             continue
-        # In a conversation that is taken back as a whole, an entry may have changed there more than once.
+        # If a whole conversation is taken back, an entry may have changed in it more than once.
         for past in entries.history_of(entry):
             others = list(past.sources.exclude(**place))
             if not others:

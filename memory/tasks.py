@@ -28,7 +28,7 @@ def make_episodes(user_id: str) -> None:
 
 @shared_task(name="memory.sweep")
 def sweep() -> None:
-    """Enqueue work whose task was lost or failed, and episodes whose conversation is idle."""
+    """Enqueue work whose task was lost or failed, and episodes of idle conversations."""
     fact_extraction.enqueue_due()
     episodes.enqueue_due()
 

@@ -14,7 +14,7 @@ _READ_CHARS: Final = 20_000
 # Combining marks belong to words: without its vowel signs, Hindi would fall apart into single letters.
 _MARKS: Final = "".join(filter(lambda char: unicodedata.category(char)[0] == "M", map(chr, range(0x10000))))
 WORD = re.compile(rf"[\w{_MARKS}]+")
-# The first letters, which the forms of a longer word mostly share.
+# The number of first letters that forms of a longer word mostly share.
 _STEM_CHARS: Final = 5
 # Scripts written without spaces. Pairs of their letters are used in place of words.
 _UNSPACED = re.compile(
@@ -45,7 +45,7 @@ def normalize(text: str) -> str:
 
 
 def is_printable(text: str) -> bool:
-    """Like str.isprintable, but allows the joiners that Persian, Hindi and some emoji need."""
+    """Return what str.isprintable does, but allow the joiners that Persian, Hindi and some emoji need."""
     return text.replace("\u200c", "").replace("\u200d", "").isprintable()
 
 
@@ -54,7 +54,7 @@ def is_unspaced(word: str) -> bool:
 
 
 def hash_terms(text: str, cipher: UserCipher) -> list[int]:
-    """Keyed hashes (64 bits, signed as PostgreSQL has them) of a text's words, each once, at most MAX_TERMS.
+    """Return keyed hashes (64 bits, signed as in PostgreSQL) of a text's words, each once, at most MAX_TERMS.
 
     A long word gives two terms, itself and its first letters, so that its other forms are found too.
     """
@@ -66,7 +66,7 @@ def hash_terms(text: str, cipher: UserCipher) -> list[int]:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text in lower case, and the first letters of long ones with an asterisk."""
+    """Return the words of a text in lower case, and the first letters of long ones with an asterisk."""
     found: list[str] = []
     for run in WORD.findall(text):
         if not _UNSPACED.search(run):

@@ -23,14 +23,14 @@ log = structlog.get_logger(__name__)
 
 
 def current_space() -> str:
-    """The name of the configured embedding model. Only vectors of the same model can be compared."""
+    """Return the name of the configured embedding model. Only vectors of the same model can be compared."""
     return llm.embedding_model().name
 
 
 def embed_now(text: str, user_id: UUID) -> list[float] | None:
-    """The vector of a user's text if it can be computed here without a request, else None.
+    """Return the vector of a user's text if it can be computed here without a request, else None.
 
-    It is hashed with the user's key: whoever has a dump cannot find out which words a text has.
+    It is hashed with the user's key, so that a dump does not tell which words a text has.
     """
     model = llm.embedding_model()
     if not isinstance(model, LexicalEmbeddings):
@@ -39,7 +39,7 @@ def embed_now(text: str, user_id: UUID) -> list[float] | None:
 
 
 async def embed_texts(texts: list[str], user_id: UUID) -> list[list[float]]:
-    """The vectors of a user's texts. Raises ModelError."""
+    """Return the vectors of a user's texts. Raises ModelError."""
     model = llm.embedding_model()
     if isinstance(model, LexicalEmbeddings):
         found = await db.run(lambda: [embed_now(text, user_id) for text in texts])
@@ -48,7 +48,7 @@ async def embed_texts(texts: list[str], user_id: UUID) -> list[list[float]]:
 
 
 async def embed_question(text: str, user_id: UUID) -> list[float] | None:
-    """The vector of a question. None, and a log event, if the model does not answer in time."""
+    """Return the vector of a question. None, and a log event, if the model does not answer in time."""
     try:
         async with asyncio.timeout(_QUESTION_TIMEOUT_S):
             return (await embed_texts([text], user_id))[0]

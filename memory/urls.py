@@ -22,6 +22,6 @@ urlpatterns = [
     path("memory/take-back", TakeBackView.as_view(), name="memory-take-back"),
     path("memory/policy", PolicyView.as_view(), name="memory-policy"),
     path("memory/receipts", ReceiptsView.as_view(), name="memory-receipts"),
-    # Here although it is under /storage: the other endpoints there must not depend on models.
+    # Not among the other endpoints under /storage, since these must not depend on models.
     path("storage/vectors/embed", EmbedView.as_view(), name="storage-vectors-embed"),
 ]

@@ -45,7 +45,7 @@ from memory.serializers import (
     VectorSerializer,
 )
 
-# Sources, and former versions, that are shown with an entry.
+# The most sources, and former versions, shown with an entry.
 _MAX_SHOWN: Final = 100
 _TIER: Final = OpenApiParameter("tier", str, OpenApiParameter.PATH, enum=Tier.values)
 
@@ -54,7 +54,7 @@ def _of_tier(user_id: Any, tier: Any) -> EntryQuerySet:
     return Entry.objects.of(user_id).filter(tier=tier).defer("terms")
 
 
-# By `current` of the query.
+# By the query's `current`.
 _LISTS: Final[Mapping[str, PreparedList[Entry]]] = {
     "true": PreparedList(lambda user_id, tier: _of_tier(user_id, tier).current()),
     "proposed": PreparedList(
@@ -65,7 +65,7 @@ _LISTS: Final[Mapping[str, PreparedList[Entry]]] = {
 }
 
 
-# More than 15 methods: an action for each route, and what REST framework asks a view set for.
+# More than 15 methods: an action for each route, and those that REST framework expects of a view set.
 @extend_schema(parameters=[_TIER])
 @extend_schema_view(
     list=extend_schema(
@@ -106,7 +106,7 @@ class EntryViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Entry]):
             return _of_tier(*mine)
         current = self.request.query_params.get("current") or "true"
         if current not in _LISTS:
-            _query(EntryQuerySerializer, self.request)  # raises with what is wrong about it
+            _query(EntryQuerySerializer, self.request)  # raises the query's problem
         return _LISTS[current].of(*mine)
 
     def get_serializer_class(self) -> Any:
@@ -410,8 +410,9 @@ class EmbedView(_FormView):
         },
     )
     def post(self, request: Request) -> Response:
-        """This shows the text to the server, and to the provider that `provider` names; a receipt is kept of that. A
-        provider from which your memory's policy keeps any tier is not asked (403 `provider_withheld`). What the vault
-        should keep unread is better embedded on the device."""
+        """This shows the text to the server, and to the provider that `provider` names; a receipt is kept of that. If
+        your memory's policy keeps any tier from a provider, the provider does not get the text (403
+        `provider_withheld`). Texts that the vault should keep unread are better embedded on the device.
+        """
         found = sent_texts.embed(user_id=user_id(request), text=self.body(request)["text"])
         return Response({"vector": found.vector, "model": found.model, "provider": found.provider or None})

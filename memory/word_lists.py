@@ -1,6 +1,6 @@
-"""Words of English, German, French, Italian and Spanish by which memory tells denials, wishes and topics apart.
+"""Words of English, German, French, Italian and Spanish that tell memory about denials, wishes and topics.
 
-All in lower case, without combining marks of their own. A word that is missing makes a check stricter, never laxer.
+All are in lower case, without combining marks of their own. A missing word makes a check stricter, never laxer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ non mai niente nulla nessun nessuno nessuna senza né
 nunca jamás nada nadie ningún ninguna ninguno sin ni tampoco
 """)
 
-# Said of time without a number: the text may name the day.
+# Times without a number: a text about them may name the day.
 RELATIVE_TIMES: Final = _words("""
 tomorrow yesterday today tonight next last coming week month weekend ago
 morgen übermorgen gestern heute nächste nächsten nächster nächstes kommende kommenden letzte letzten woche monat
@@ -103,7 +103,7 @@ FORGET: Final = (
     *("dimentic", "cancell", "elimin", "rimuov", "togli", "scorda"),
     *("olvid", "borra", "elimin", "quita", "suprim"),
 )
-# And of words that ask to keep something in mind, or to change it.
+# Beginnings of verbs that ask to keep something in mind, or to change it.
 REMEMBER: Final = (
     *("remember", "note", "keep", "change", "update", "correct", "replace", "set"),
     *("merk", "notier", "änder", "korrigier", "ersetz", "aktualisier"),
@@ -120,7 +120,7 @@ annullato annullata finito finita terminato terminata sbagliato sbagliata
 cancelado cancelada terminado terminada acabado acabada equivocado falso
 """)
 
-# What people mean without the word: beginnings of words, by topic. An entry about a topic is named by any of them.
+# Subjects that people mean without the word: beginnings of words, by topic. Any of them names an entry about the topic.
 TOPICS: Final = tuple(
     tuple(beginnings.split())
     for beginnings in (
