@@ -45,7 +45,7 @@ class ConnectionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="link to connect again")
     def reconnect(self, row: Connection) -> str:
-        """A link to send to the owner: it opens their app, which asks for consent. Staff cannot give it."""
+        """Return a link to send to the owner: it opens their app, which asks for consent. Staff cannot give it."""
         if row.health == Health.OK:
             return "not needed"
         return f"{settings.APP_LINK}oauth/{row.provider}/connect?connection={row.pk}"

@@ -43,7 +43,7 @@ class Disconnection:
 
 
 def get_connection(user_id: UUID, connection_id: UUID) -> Connection:
-    """One of a user's connections. Raises NotFound, also for a connection of another user."""
+    """Return one of a user's connections. Raises NotFound, also for a connection of another user."""
     row = Connection.objects.of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
@@ -51,7 +51,9 @@ def get_connection(user_id: UUID, connection_id: UUID) -> Connection:
 
 
 def get_only_connection(user_id: UUID, provider: str) -> Connection:
-    """The user's only connection to a provider. Raises NotFound if there is none, Invalid if there are several."""
+    """Return the user's only connection to a provider. Raises NotFound if there is none, Invalid if there are
+    several.
+    """
     found = list(Connection.objects.of(user_id).filter(provider=provider)[:2])
     if not found:
         raise NotFound(Text("no {provider} account is connected", provider=Provider(provider).label))
@@ -61,7 +63,7 @@ def get_only_connection(user_id: UUID, provider: str) -> Connection:
 
 
 def connect(*, user_id: UUID, provider: str, grant: oauth_clients.Grant) -> Connection:
-    """Store what a user granted. Connecting the same account again updates its connection and makes it healthy.
+    """Store a user's grant. Connecting the same account again updates its connection and makes it healthy.
 
     Raises QuotaExceeded where the plan has no room for a further provider.
     """
@@ -105,7 +107,7 @@ def _connect(user_id: UUID, provider: str, account_hash: bytes, grant: oauth_cli
 
 
 def count_providers(user_id: UUID) -> int:
-    """With how many providers the user has connected accounts."""
+    """Return the number of providers with which the user has connected accounts."""
     found: int = prepared_value(
         "SELECT count(DISTINCT provider) FROM integrations_connection WHERE user_id = %s", user_id
     )
@@ -157,8 +159,8 @@ def disconnect(*, user_id: UUID, connection_id: UUID) -> Disconnection:
 def revoke_for_deleted_user(user_id: UUID) -> None:
     """Ask Google to revoke the permissions of a user whose account is being deleted, once that is committed.
 
-    The user's key must still exist. It happens in a thread of its own, for which nobody waits; if the process dies
-    first, the tokens are lost and the permissions stay until the user removes them.
+    The user's key must still exist. It runs in a thread of its own, without anybody waiting; if the process dies first,
+    the tokens are lost and the permissions stay until the user removes them.
     """
     held = [
         token
@@ -179,7 +181,7 @@ def _revoke_tokens(held: list[str]) -> None:
 
 
 def _token_to_revoke(row: Connection) -> str:
-    """The token whose revocation ends the whole permission; blank if it cannot be unsealed."""
+    """Return the token whose revocation ends the whole permission; blank if it cannot be unsealed."""
     field = Connection.access_token if row.refresh_token is None else Connection.refresh_token
     try:
         return row.unseal(field)
@@ -188,7 +190,9 @@ def _token_to_revoke(row: Connection) -> str:
 
 
 def sweep() -> None:
-    """Periodic repair: announce losses to users who have a suitable device online by now, and delete old consents."""
+    """Repair periodically: announce losses to users who have a suitable device online by now, and delete old
+    consents.
+    """
     online = Device.objects.online().filter(user_id=OuterRef("user_id"), protocol__gte=tokens.NOTICE_PROTOCOL)
     for connection_id in (
         Connection.objects.unannounced().filter(Exists(online)).values_list("pk", flat=True)[:100]

@@ -23,7 +23,7 @@ from adiuva.core.http import is_transient, retry_after_s
 from integrations.errors import ForbiddenHost, ProviderUnavailable
 from integrations.models import Provider
 
-# Limits of one request to an identity endpoint.
+# The time limit of one request to an identity endpoint.
 TOTAL_TIMEOUT_S: Final = 20.0
 MAX_RESPONSE_BYTES: Final = 1 << 20
 _TIMEOUT: Final = httpx.Timeout(10.0, connect=5.0)
@@ -45,7 +45,7 @@ def checked_url(url: str | httpx.URL, provider: str) -> httpx.URL:
 
 
 def client(provider: str, *, timeout: httpx.Timeout = _TIMEOUT) -> httpx.Client:
-    """A blocking client that reaches this provider's hosts only."""
+    """Return a blocking client that reaches this provider's hosts only."""
     return httpx.Client(
         transport=GuardedTransport(provider), timeout=timeout, headers=_HEADERS, trust_env=False
     )
@@ -54,14 +54,14 @@ def client(provider: str, *, timeout: httpx.Timeout = _TIMEOUT) -> httpx.Client:
 def async_client(
     provider: str, *, timeout: httpx.Timeout = _TIMEOUT, limits: httpx.Limits | None = None
 ) -> httpx.AsyncClient:
-    """The same as an asynchronous client."""
+    """Return an asynchronous client that reaches this provider's hosts only."""
     guard = AsyncGuardedTransport(provider, limits or httpx.Limits(max_connections=10))
     return httpx.AsyncClient(transport=guard, timeout=timeout, headers=_HEADERS, trust_env=False)
 
 
 @cache
 def _ssl_context() -> ssl.SSLContext:
-    """Shared by all clients: loading the certificates takes tens of milliseconds."""
+    """Return the context that all clients share: loading the certificates takes tens of milliseconds."""
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -105,7 +105,7 @@ class IdentityResponse:
         return found
 
     def raise_for_status(self) -> None:
-        """Called by MSAL. Does nothing: `request_json` has already raised for every status that matters."""
+        """Do nothing: MSAL calls this, but `request_json` has already raised for every status that matters."""
 
 
 def request_json(provider: str, method: str, url: str, **request: Any) -> IdentityResponse:
@@ -151,7 +151,7 @@ def request_json(provider: str, method: str, url: str, **request: Any) -> Identi
 
 @cache
 def _shared_client(provider: str) -> httpx.Client:
-    """One per process and provider: httpx clients are thread-safe, and setting up TLS is slow."""
+    """Return the one client per process and provider: httpx clients are thread-safe, and setting up TLS is slow."""
     return client(provider)
 
 

@@ -18,7 +18,7 @@ class NeedsReauth(Conflict):
 
 
 class ProviderUnavailable(Unavailable):
-    """The provider did not answer, or not usably. `retry_after_s`: the wait that it asked for, if it named one."""
+    """The provider did not answer, or not usably. `retry_after_s`: the wait that the provider named, if any."""
 
     code = "provider_away"
 
@@ -65,7 +65,7 @@ OLD_TOKEN_FIELD: Final = "oauth_token_encrypted"  # noqa: S105
 
 
 def old_token_error() -> Invalid:
-    """The error for a client that sends a token: says how to connect an account instead."""
+    """Return the error for a client that sends a token: says how to connect an account instead."""
     message = (
         "Tokens are no longer sent by clients: connect the account with GET /api/v1/oauth/{provider}/authorize, then "
         "send its id (from GET /api/v1/connections) as `connection`."

@@ -28,10 +28,10 @@ from integrations.models import Provider
 _PAGE_SIZE: Final = 500
 # Labels that are not read unless named. Drafts get a new id with each change; chats belong to another product.
 _UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
-# A mail from which one of these is removed was restored, and counts as new.
+# A mail that loses one of these labels was restored, and counts as new.
 _TRASH_LABELS: Final = frozenset({"SPAM", "TRASH"})
 _FIELDS: Final = "id,labelIds,internalDate,payload"
-# Attachments that are read: how large each may be, and how many of a message are fetched.
+# The largest attachment that is read, and the most attachments of a message that are fetched.
 _MAX_ATTACHED_BYTES: Final = 1024 * 1024
 _MAX_ATTACHED: Final = 10
 _MAX_PART_DEPTH: Final = 30
@@ -70,7 +70,7 @@ def _resources(endpoint: str) -> _Api:
 
 
 class GmailSync(MailboxSync):
-    """Filters' `labels` are names or ids of Gmail labels; a message with any of them is admitted."""
+    """Gmail's sync. Filters' `labels` are names or ids of Gmail labels; a message with any of them is admitted."""
 
     provider = Provider.GMAIL
 
@@ -98,7 +98,7 @@ class GmailSync(MailboxSync):
     async def _label_ids(
         self, client: ProviderClient, wanted: Iterable[str]
     ) -> tuple[list[str], list[SkippedMessage]]:
-        """The ids of the named labels, and those that do not exist. Raises NoSuchFolder if none exists."""
+        """Return the ids of the named labels, and those that do not exist. Raises NoSuchFolder if none exists."""
         names = list(wanted)
         if not names:
             return [], []
@@ -118,7 +118,7 @@ class GmailSync(MailboxSync):
     async def _history(
         self, client: ProviderClient, position: str, read_at: dt.datetime
     ) -> AsyncGenerator[ListedPage, None]:
-        """Messages that were added, labelled or restored from spam or trash since a history position.
+        """Yield messages that were added, labelled or restored from spam or trash since a history position.
 
         `read_at`: when the sync that stored the position began. Raises ResourceGone if the position has expired.
         """
@@ -127,7 +127,7 @@ class GmailSync(MailboxSync):
         async for answer in self._paged(
             client, self._api.history, startHistoryId=position, historyTypes=kinds
         ):
-            # The position of the first answer: messages that arrive meanwhile are found by the next sync.
+            # Keep the position of the first answer: the next sync finds messages that arrive meanwhile.
             ends = ends or _digits(answer.get("historyId"))
             refs, last = [], None
             for record in _dicts(answer.get("history")):
@@ -137,7 +137,7 @@ class GmailSync(MailboxSync):
                         message = change.get("message")
                         if kind == "labelsRemoved" and not _TRASH_LABELS & _strings(change.get("labelIds")):
                             continue  # it was marked as read, archived …
-                        # If its labels are not given, it is fetched, and they are checked then.
+                        # A message without its labels is fetched, and they are checked then.
                         labels = message.get("labelIds") if isinstance(message, dict) else None
                         if isinstance(message, dict) and (labels is None or self._wants(labels)):
                             refs += _refs([message])
@@ -149,7 +149,7 @@ class GmailSync(MailboxSync):
     async def _backfill(
         self, client: ProviderClient, start: dt.datetime, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """Messages since a time. The position is taken first: later messages are in the history after it."""
+        """Yield messages since a time. The position is taken first: later messages are in the history after it."""
         position = _digits(
             (await client.get_json(self._api.users.getProfile(userId="me").uri)).get("historyId")
         )
@@ -166,8 +166,8 @@ class GmailSync(MailboxSync):
                     pages += 1
                 if pages < 2:
                     break
-                # A message that left the list meanwhile may have moved others onto a page that was already read, so
-                # the list is read twice. The second time only new messages are fetched.
+                # A message that left the list meanwhile may have moved others onto a page that was already read, so the
+                # list is read twice. The second time only new messages are fetched.
         yield ListedPage(state={"history": position})
 
     async def _paged(
@@ -207,7 +207,7 @@ class GmailSync(MailboxSync):
         return item if filters.admits_sender(sender) else None
 
     async def _complete(self, client: ProviderClient, source_id: str, payload: dict[str, Any]) -> None:
-        """Fetch what Gmail delivers separately: long texts, and attachments that are read."""
+        """Fetch the parts that Gmail delivers separately: long texts, and attachments to be read."""
         attached = 0
         for part in _walk(payload):
             body = part.get("body")
@@ -227,7 +227,7 @@ class GmailSync(MailboxSync):
 
 
 def _query(start: dt.datetime, filters: Filters) -> str:
-    """A Gmail search. It contains only numbers and plain addresses."""
+    """Return a Gmail search. It contains only numbers and plain addresses."""
     terms = [f"after:{int(start.timestamp()) - 1}", "-in:drafts", "-in:chats"]
     if filters.end:
         terms.append(f"before:{int(filters.end.timestamp()) + 1}")
@@ -290,7 +290,7 @@ def _walk(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
 class MessageBuilder:
     """Rebuilds a mail from Gmail's JSON parts, so that it is read like every other mail.
 
-    `is_cut`: parts below the deepest level were left out.
+    `is_cut`: whether parts below the deepest level were left out.
     """
 
     def __init__(self) -> None:

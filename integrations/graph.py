@@ -26,7 +26,7 @@ class DeltaLinkExpired(InvalidResponse):
 
 
 class DeltaLinks:
-    """For each folder or channel: its delta link, and when the sync that got the link began."""
+    """The delta link of each folder or channel, and when the sync that got the link began."""
 
     def __init__(self, cursor: Cursor, now: dt.datetime, keys: Collection[str]) -> None:
         stored = cursor.state.get("links")
@@ -45,7 +45,7 @@ class DeltaLinks:
 
 @dataclass
 class DeltaQuery:
-    """A delta query: what changed since a delta link, or, from a URL without one, what there is now."""
+    """A delta query: the changes since a delta link, or, from a URL without one, the present rows."""
 
     client: ProviderClient
     url: str
@@ -59,7 +59,7 @@ class DeltaQuery:
         return self._link
 
     async def pages(self) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """The rows of each page. Raises DeltaLinkExpired, or what ProviderClient.get_json raises."""
+        """Yield the rows of each page. Raises DeltaLinkExpired, or what ProviderClient.get_json raises."""
         try:
             self.client.checked_url(self.url)
         except ForbiddenHost:  # it was stored before another API base was configured
@@ -109,20 +109,20 @@ async def pages(
 async def rows(
     client: ProviderClient, url: str, headers: Mapping[str, str] | None = None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """All rows of the pages from a URL."""
+    """Yield all rows of the pages from a URL."""
     async for answer in pages(client, url, headers):
         for row in dicts(answer.get("value")):
             yield row
 
 
 def graph_url(*path: str, **options: str) -> str:
-    """A URL relative to the API's base; ids and values are escaped. An option `top` becomes Graph's `$top`."""
+    """Return a URL relative to the API's base; ids and values are escaped. An option `top` becomes Graph's `$top`."""
     query = urlencode({f"${name}": value for name, value in options.items() if value}, quote_via=quote)
     return "/".join(quote(part, safe="") for part in path) + (f"?{query}" if query else "")
 
 
 def odata_literal(text: str) -> str:
-    """A string literal for an OData filter."""
+    """Return a string literal for an OData filter."""
     return "'" + text.replace("'", "''") + "'"
 
 

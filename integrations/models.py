@@ -37,7 +37,7 @@ class Reason(models.TextChoices):
 
 
 def reconnect_text(provider: str, reason: str) -> Text:
-    """Return what is said of a connection that must be connected again."""
+    """Return the text about a connection that must be connected again."""
     return Text(
         "connect {provider} again: {reason}",
         provider=Provider(provider).label,
@@ -50,7 +50,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.filter(user_id=user_id)
 
     def unannounced(self) -> Self:
-        """Lost connections of which no device of the user has been told."""
+        """Return lost connections of which no device of the user has been told."""
         return self.filter(health=Health.NEEDS_REAUTH, told_at__isnull=True)
 
 
@@ -112,7 +112,7 @@ class Connection(models.Model):
         return field.seal(cipher_for(self.user_id), text, self.pk)
 
     def unseal(self, field: SealedTextField) -> str:
-        """The text in a sealed field, which must not be NULL. Raises SealBroken."""
+        """Return the text in a sealed field, which must not be NULL. Raises SealBroken."""
         return field.unseal_from(cipher_for(self.user_id), self)
 
     @property
@@ -122,7 +122,7 @@ class Connection(models.Model):
 
     @property
     def address_or_blank(self) -> str:
-        """Blank if the address cannot be unsealed: such a row can still be listed, connected again and removed."""
+        """The address; blank if it cannot be unsealed: such a row can still be listed, connected again and removed."""
         try:
             return self.address
         except SealBroken:
@@ -132,8 +132,8 @@ class Connection(models.Model):
 class Consent(models.Model):
     """A user who was sent to a provider's consent page and may return once. Only the hash of the state is stored.
 
-    `returned` is what came back in a browser that is not signed in as that user, until the user finishes it with the
-    completion, of which only the hash is stored.
+    `returned` is the grant that came back in a browser that is not signed in as that user. It waits until the user
+    finishes with the completion, whose hash alone is stored.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

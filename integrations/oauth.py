@@ -1,7 +1,7 @@
 """The OAuth consent flow: to a provider's consent page and back.
 
-The browser carries a state: a random word, signed together with its user, provider, redirect URI and time. The
-database keeps a row with the word's hash and the PKCE verifier; the row accepts the state once.
+The browser carries a state: a random word, signed together with its user, provider, redirect URI and time. The database
+keeps a row with the word's hash and the PKCE verifier; the row accepts the state once.
 
 The state says which user it belongs to, not who sits at the browser that returns: somebody may have been sent the link
 of a stranger, and would connect their mailbox to the stranger's account. So a connection is made only when the user who
@@ -37,22 +37,22 @@ from integrations.models import Connection, Consent, Provider
 log = structlog.get_logger(__name__)
 
 CONSENT_LIFETIME: Final = timedelta(minutes=10)
-# Longest code or state that is accepted from a provider's redirect.
+# The most characters of a code or state that a provider's redirect may have.
 _MAX_PARAMETER_CHARS: Final = 4_096
-# Pending consents that a user may have; the oldest are deleted.
+# The most pending consents of a user; the oldest are deleted.
 _MAX_PENDING_CONSENTS: Final = 20
 
 
 def redirect_uri(provider: str) -> str:
-    """Return where a provider sends the browser back to. It must be registered there exactly as it is."""
+    """Return the address to which a provider sends the browser back. It must be registered there exactly like this."""
     return settings.PUBLIC_URL + reverse("oauth-callback", kwargs={"provider": provider})
 
 
 def start_consent(*, user_id: UUID, provider: str, connection: Connection | None = None) -> str:
-    """The URL of the provider's consent page, valid for this user, once, within CONSENT_LIFETIME.
+    """Return the URL of the provider's consent page, valid for this user, once, within CONSENT_LIFETIME.
 
-    `connection`: one to be connected again; the provider is told which account that is. Raises
-    ProviderNotConfigured, or QuotaExceeded where the plan has no room for a further provider.
+    `connection`: one to be connected again; the provider is told which account that is. Raises ProviderNotConfigured,
+    or QuotaExceeded where the plan has no room for a further provider.
     """
     connections.check_room(user_id, provider)
     word, verifier, back = secrets.token_urlsafe(24), secrets.token_urlsafe(48), redirect_uri(provider)
@@ -78,7 +78,9 @@ def start_consent(*, user_id: UUID, provider: str, connection: Connection | None
 
 @dataclass(frozen=True)
 class Connected:
-    """`instead_of`: the connection that was to be connected again, if the user chose another account."""
+    """An account was connected. `instead_of`: the connection that was to be connected again, if the user chose another
+    account.
+    """
 
     row: Connection
     instead_of: Connection | None
@@ -97,8 +99,8 @@ def complete_consent(
 ) -> Connected | Returned:
     """Turn the parameters of a provider's redirect into a connection, if its user is signed in in this browser. Blocks.
 
-    `signed_in`: the user who is signed in in this browser, if any; it must be the one whom the state belongs to.
-    Raises AdiuvaError with a message that is shown to the user.
+    `signed_in`: the user who is signed in in this browser, if any; the state must belong to them. Raises AdiuvaError
+    with a message that is shown to the user.
     """
     consent, wanted = _redeem(provider, answer.get("state", ""), signed_in)
     name = Provider(provider).label
@@ -133,7 +135,7 @@ def finish_consent(*, user_id: UUID, provider: str, completion: str) -> Connecte
     """
     mine = Consent.objects.filter(user_id=user_id, provider=provider, completion_hash=_state_hash(completion))
     consent = mine.select_related("user").first()
-    # If several bring the same completion at once, one of them changes the row.
+    # If several requests bring the same completion at once, one of them changes the row.
     if consent is None or not mine.filter(expires_at__gt=Now()).update(completion_hash=None):
         raise ConsentFailed(
             "This was finished before, has expired, or was begun by another Adiuva account than the one that is "
@@ -227,7 +229,7 @@ def _verified(provider: str, state: str) -> tuple[str, UUID, UUID | None]:
 
 
 def _signer(provider: str, back: str) -> signing.TimestampSigner:
-    """Signs the states of one provider and redirect URI; those of another do not verify."""
+    """Return the signer of the states of one provider and redirect URI; those of another do not verify."""
     return signing.TimestampSigner(salt=f"adiuva oauth state {provider} {back}")
 
 

@@ -25,13 +25,13 @@ from integrations.models import Provider, Reason
 
 log = structlog.get_logger(__name__)
 
-# Scopes to read with; a grant that lacks one of them is not usable.
+# The scopes needed to read; a grant that lacks one of them is not usable.
 SCOPES: Final = {
     Provider.GMAIL: ("https://www.googleapis.com/auth/gmail.readonly",),
     Provider.OUTLOOK: ("Mail.Read",),
     Provider.TEAMS: ("ChannelMessage.Read.All", "Channel.ReadBasic.All", "Team.ReadBasic.All"),
 }
-# Scopes that say whose account it is.
+# Scopes that tell whose account it is.
 _IDENTITY_SCOPES: Final = {
     Provider.GMAIL: ("openid", "email"),
     Provider.OUTLOOK: ("User.Read",),
@@ -50,7 +50,9 @@ _ERROR_CODE: Final = re.compile(r"[a-z_]{1,40}")
 
 @dataclass(frozen=True)
 class Grant:
-    """The grant of a provider. `account`: the address, empty after a refresh. `lifetime_s`: the access token's."""
+    """The grant of a provider. `account`: the address, empty after a refresh. `lifetime_s`: that of the
+    access token.
+    """
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
@@ -59,7 +61,7 @@ class Grant:
     account: str = field(default="", repr=False)
 
     def missing(self, provider: str) -> list[str]:
-        """The required scopes that were not granted. Microsoft names scopes with or without its host."""
+        """Return the required scopes that were not granted. Microsoft names scopes with or without its host."""
         granted = {_short_scope(scope) for scope in self.scopes}
         return [scope for scope in SCOPES[Provider(provider)] if _short_scope(scope) not in granted]
 
@@ -70,7 +72,7 @@ def is_configured(provider: str) -> bool:
 
 
 def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri: str, hint: str = "") -> str:
-    """The URL of the consent page. Raises ProviderNotConfigured.
+    """Return the URL of the consent page. Raises ProviderNotConfigured.
 
     `verifier` is PKCE's (RFC 7636). Only its hash appears in the URL: as the challenge, and as the nonce that the ID
     token must contain. `hint`: the address of the account to choose.
@@ -103,13 +105,13 @@ def authorization_url(provider: str, *, state: str, verifier: str, redirect_uri:
 
 
 def exchange_code(provider: str, *, code: str, verifier: str, redirect_uri: str) -> Grant:
-    """Tokens for an authorization code. Raises GrantRefused, ProviderUnavailable or ProviderNotConfigured."""
+    """Return tokens for an authorization code. Raises GrantRefused, ProviderUnavailable or ProviderNotConfigured."""
     if provider == Provider.GMAIL:
         body = _google_tokens(
             "authorization_code", code=code, code_verifier=verifier, redirect_uri=redirect_uri
         )
     else:
-        flow = {  # the form of what MSAL's initiate_auth_code_flow returns
+        flow = {  # the form that MSAL's initiate_auth_code_flow returns
             "state": _CHECKED_STATE,
             "redirect_uri": redirect_uri,
             "scope": [*SCOPES[Provider(provider)], *_IDENTITY_SCOPES[Provider(provider)], *_MSAL_SCOPES],
@@ -121,7 +123,7 @@ def exchange_code(provider: str, *, code: str, verifier: str, redirect_uri: str)
 
 
 def refresh(provider: str, refresh_token: str) -> Grant:
-    """New tokens for a refresh token. Raises GrantRefused, ProviderUnavailable or ProviderNotConfigured."""
+    """Return new tokens for a refresh token. Raises GrantRefused, ProviderUnavailable or ProviderNotConfigured."""
     if provider == Provider.GMAIL:
         body = _google_tokens("refresh_token", refresh_token=refresh_token)
     else:
@@ -179,7 +181,7 @@ def _call_msal(method: str, *args: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _msal_application(client_id: str, client_secret: str, authority: str, tenant: str) -> Any:
-    """MSAL's application, one per process: it asks the authority once for its token endpoint."""
+    """Return MSAL's application, one per process: it asks the authority once for its token endpoint."""
     import msal  # type: ignore[import-untyped]  # imported late: it is slow to load
 
     class NoTokenCache(msal.TokenCache):  # type: ignore[misc]
@@ -191,7 +193,7 @@ def _msal_application(client_id: str, client_secret: str, authority: str, tenant
     return msal.ConfidentialClientApplication(
         client_id,
         client_credential=client_secret,
-        # It insists on https; _ForMsal goes back to what is configured.
+        # MSAL insists on https; _ForMsal goes back to the configured scheme.
         authority=f"https://{authority.partition('://')[2]}/{tenant}",
         validate_authority=False,  # otherwise it asks another host whether this one is Microsoft's
         instance_discovery=False,
@@ -237,7 +239,7 @@ class _MsalHttpClient:
 
 
 def _parse_grant(provider: str, body: dict[str, Any], verifier: str = "") -> Grant:
-    """The grant in a token endpoint's answer. With a verifier, the answer must also say whose account it is."""
+    """Return the grant in a token endpoint's answer. With a verifier, the answer must also say whose account it is."""
     name = Provider(provider).label
     if "error" in body:
         raise _token_error(name, body["error"])
@@ -248,14 +250,14 @@ def _parse_grant(provider: str, body: dict[str, Any], verifier: str = "") -> Gra
         access,
         renewal or None,
         _lifetime_s(body.get("expires_in")),
-        # If it is left out, the requested scopes were granted (RFC 6749, 5.1).
+        # If the scope is missing, the requested scopes were granted (RFC 6749, 5.1).
         tuple(scope.split()) if isinstance(scope, str) else SCOPES[Provider(provider)],
         _account_address(provider, body.get("id_token"), verifier) if verifier else "",
     )
 
 
 def _account_address(provider: str, id_token: Any, verifier: str) -> str:
-    """The address of the account in an ID token.
+    """Return the address of the account in an ID token.
 
     The signature need not be checked: the token came from the provider itself over TLS (OpenID Connect Core, 3.1.3.7).
     Its audience and nonce are checked: it must be for this server and for this consent.
@@ -293,7 +295,7 @@ def _token_error(name: str, error: object) -> AdiuvaError:
 
 
 def _lifetime_s(value: Any) -> int:
-    """`expires_in` within bounds: a token that seems to expire at once would be refreshed for every request."""
+    """Return `expires_in` within bounds: a token that seems to expire at once would be refreshed for every request."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):

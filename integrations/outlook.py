@@ -47,14 +47,14 @@ _KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
 _MAX_FOLDERS: Final = 1_000
 # Exchange refuses queries that it finds too complex; with more senders, they are checked only here.
 _MAX_SENDERS_IN_QUERY: Final = 10
-# The most attachments of a message that are read; larger ones and further ones are only listed by name.
+# The most attachments of a message that are read; larger and further ones are only listed by name.
 _MAX_ATTACHED: Final = 10
 _MAX_ATTACHED_BYTES: Final = 1024 * 1024
 _MAX_NESTED_BYTES: Final = 5 * 1024 * 1024
 
 
 class OutlookSync(MailboxSync):
-    """Filters' `labels` are folders: by name, path (Inbox/Clients), well-known name (inbox) or id."""
+    """Outlook's sync. Filters' `labels` are folders: by name, path (Inbox/Clients), well-known name (inbox) or id."""
 
     provider = Provider.OUTLOOK
 
@@ -65,7 +65,7 @@ class OutlookSync(MailboxSync):
         if skipped:
             yield ListedPage(skipped=skipped)
         links = DeltaLinks(cursor, self._now, folders)
-        to_list: dict[str, dt.datetime] = {}  # folder → from when on
+        to_list: dict[str, dt.datetime] = {}  # folder → start of the list
         for folder in folders:
             known = links.get(folder)
             if known is not None:
@@ -84,7 +84,7 @@ class OutlookSync(MailboxSync):
     async def _changes(
         self, client: ProviderClient, folder: str, url: str, links: DeltaLinks, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """Yield what changed in a folder since its delta link. Raises DeltaLinkExpired or ResourceGone."""
+        """Yield the changes in a folder since its delta link. Raises DeltaLinkExpired or ResourceGone."""
         delta = DeltaQuery(client, url, _HEADERS)
         async for found in delta.pages():
             yield ListedPage(_refs(found, filters))
@@ -122,7 +122,9 @@ class OutlookSync(MailboxSync):
     async def _folders(
         self, client: ProviderClient, wanted: tuple[str, ...]
     ) -> tuple[list[str], list[SkippedMessage]]:
-        """The ids of the folders to read, and the names that do not exist. Raises NoSuchFolder if none exists."""
+        """Return the ids of the folders to read, and the names that do not exist. Raises NoSuchFolder if none
+        exists.
+        """
         known: dict[str, str] = {}
         for name in _UNWANTED if not wanted else sorted(_KNOWN & {name.casefold() for name in wanted}):
             try:
@@ -152,7 +154,7 @@ class OutlookSync(MailboxSync):
         return list(dict.fromkeys(found)), missing
 
     async def _tree(self, client: ProviderClient, skip: set[str]) -> dict[str, str]:
-        """All folders, id → path in lower case, except those in `skip` and everything below them."""
+        """Return all folders, id → path in lower case, except those in `skip` and everything below them."""
         found: dict[str, str] = {}
         pending = [(graph_url("me", "mailFolders", select=_FOLDER, top="100"), "")]
         while pending:
@@ -191,7 +193,7 @@ class OutlookSync(MailboxSync):
         )
 
     async def _whole(self, client: ProviderClient, source_id: str) -> bytes:
-        """The mail as it was sent; empty if Graph does not give it."""
+        """Return the mail in its original form; empty if Graph does not give it."""
         try:
             return await client.get_bytes(graph_url("me", "messages", source_id, "$value"), _HEADERS)
         except (ResourceGone, ProviderRefused, ResponseTooLarge):
@@ -200,7 +202,7 @@ class OutlookSync(MailboxSync):
     async def _attached(
         self, client: ProviderClient, source_id: str, attachment: dict[str, Any], number: int
     ) -> Message:
-        """An attachment as a part: mails, texts and calendars with their content, anything else by name only."""
+        """Return an attachment as a part: mails, texts and calendars with their content, anything else by name only."""
         name, size = message_documents.clean_text(attachment.get("name")), attachment.get("size")
         is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
         kind = "message/rfc822" if is_item else message_documents.clean_text(attachment.get("contentType"))
@@ -225,10 +227,10 @@ class OutlookSync(MailboxSync):
 async def _pages_newest_first(
     client: ProviderClient, folder: str, start: dt.datetime, filters: Filters
 ) -> AsyncGenerator[list[dict[str, Any]], None]:
-    """Pages of a folder's mails since a time, newest first.
+    """Yield pages of a folder's mails since a time, newest first.
 
-    Each page starts at the time at which the previous one ended. Graph's own next links count positions: each mail
-    that leaves the folder meanwhile would make them skip another one.
+    Each page starts at the time at which the previous one ended. Graph's own next links count positions: each mail that
+    leaves the folder meanwhile would make them skip another one.
     """
     oldest: dt.datetime | None = None
     url, seen = _backfill_url(folder, start, filters.end, filters), set[str]()
@@ -265,7 +267,7 @@ def _backfill_url(folder: str, start: dt.datetime, end: dt.datetime | None, filt
 
 
 def _refs(listed: list[dict[str, Any]], filters: Filters) -> list[MessageRef]:
-    """The messages of a page, except those that the page already shows not to be admitted."""
+    """Return the messages of a page, except those that the page already shows not to be admitted."""
     refs = []
     for row in listed:
         source_id = row.get("id")
@@ -294,14 +296,14 @@ def _mailbox_address(recipient: dict[str, Any]) -> str:
 
 
 def _is_read_whole(answer: dict[str, Any], attachments: list[dict[str, Any]]) -> bool:
-    """Return whether it is an invitation or signed: then what it says is not in Graph's body."""
+    """Return whether it is an invitation or signed: then Graph's body does not hold its content."""
     return "eventMessage" in str(answer.get("@odata.type", "")) or any(
         is_signed(str(each.get("contentType")), str(each.get("name"))) for each in attachments
     )
 
 
 def _message(answer: dict[str, Any]) -> Message:
-    """The message with its headers."""
+    """Return the message with its headers."""
     message = Message()
     message["Content-Type"] = "multipart/mixed"
     if received := parse_time(answer.get("receivedDateTime")):

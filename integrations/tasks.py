@@ -9,5 +9,5 @@ from integrations import connections
 
 @shared_task(name="integrations.sweep")
 def sweep() -> None:
-    """Announce lost connections whose users were not told, and delete old consents."""
+    """Announce lost connections to users who were not told, and delete old consents."""
     connections.sweep()

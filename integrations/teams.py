@@ -38,7 +38,7 @@ from integrations.mail.sync import ListedPage, MailboxSync, MessageRef
 from integrations.models import Provider
 
 _PAGE_SIZE: Final = "50"
-# Pages of the latest threads whose replies are read in each sync.
+# Each sync reads the replies to threads on this many pages of the latest threads.
 _REPLY_PAGES: Final = 4
 # A reply is shown with the start of its thread, cut to this.
 _MAX_CONTEXT_CHARS: Final = 300
@@ -61,7 +61,9 @@ class _Channel:
 
 
 class TeamsSync(MailboxSync):
-    """Filters' `labels` are channels by name, as Team/Channel, or by id; or teams, for all of their channels."""
+    """Teams' sync. Filters' `labels` are channels by name, as Team/Channel, or by id; or teams, for all of their
+    channels.
+    """
 
     provider = Provider.TEAMS
 
@@ -110,7 +112,7 @@ class TeamsSync(MailboxSync):
     async def _channel(
         self, client: ProviderClient, channel: _Channel, links: DeltaLinks, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """The new messages of a channel. Its link is stored when all of them were listed."""
+        """Yield the new messages of a channel. Its link is stored when all of them were listed."""
         threads: dict[str, dict[str, Any]] = {}  # from the delta link, not yet read to their end
         known = links.get(channel.key)
         start = sync_start(filters, known[1] if known else None)
@@ -225,7 +227,7 @@ def _sender(row: dict[str, Any]) -> str:
 
 
 async def _text(row: dict[str, Any]) -> str:
-    """Raises Unreadable."""
+    """Return a message's text. Raises Unreadable."""
     body = row.get("body")
     found = body if isinstance(body, dict) else {}
     content = message_documents.clean_text(found.get("content"))

@@ -1,8 +1,8 @@
 """Valid access tokens of connections; one refresh of a connection at a time, however many callers ask.
 
-Callers in one process share a single refresh, which runs in a thread. Between processes the row lock decides: whoever
-had to wait for it finds the new token in the row. The lock is held while the provider is asked (some seconds, bounded),
-so that its answer is saved before another process can ask.
+Callers in one process share a single refresh, which runs in a thread. Between processes the row lock decides: a process
+that had to wait for it finds the new token in the row. The lock is held during the request to the provider (some
+seconds, bounded), so that its answer is saved before another process can ask.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ UPDATE integrations_connection SET last_used_at = now() WHERE id = (
 
 
 async def access_token(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str:
-    """The access token of a user's connection, for the `Authorization: Bearer` header of one or more requests.
+    """Return the access token of a user's connection, for the `Authorization: Bearer` header of one or more requests.
 
-    It is valid for some minutes at least, by the database's clock: it is refreshed when it is about to expire. Ask
-    for it before each request (one query), and store it nowhere.
+    By the database's clock it is valid for some minutes at least: it is refreshed when it is about to expire. Call this
+    before each request (one query), and store the token nowhere.
 
     `rejected`: a token to which the provider has just answered 401. If it is still the current one, it is refreshed
     even though it has not expired; if somebody else has refreshed it meanwhile, the new one is returned. Repeat the
     request once with the returned token, not twice.
 
-    Raises NotFound (no such connection, or another user's), NeedsReauth (the user has to connect again; until then it
-    is raised without asking the provider), ProviderUnavailable (try again later, after `retry_after_s` if it is set)
-    or ProviderNotConfigured.
+    Raises NotFound (no such connection, or another user's), NeedsReauth (the user has to connect again; until then the
+    provider gets no request), ProviderUnavailable (try again later, after `retry_after_s` if it is set) or
+    ProviderNotConfigured.
     """
     token = await db.run(current_token, connection_id, user_id=user_id, rejected=rejected)
     if token is not None:
@@ -78,7 +78,7 @@ async def access_token(connection_id: UUID, *, user_id: UUID, rejected: str | No
 
 
 def current_token(connection_id: UUID, *, user_id: UUID, rejected: str | None = None) -> str | None:
-    """The stored token, or None if it must be refreshed first. Raises what `access_token` raises."""
+    """Return the stored token, or None if it must be refreshed first. Raises what `access_token` raises."""
     row = _with_database_time().of(user_id).filter(pk=connection_id).first()
     if row is None:
         raise NotFound("there is no such connection")
@@ -159,7 +159,9 @@ def store_grant(row: Connection, grant: oauth_clients.Grant, **more: Any) -> str
 
 
 def announce_loss(connection_id: UUID) -> None:
-    """Send `needs_reauth` for a loss that its user was not told of yet. Who tells them has to `take_news` first."""
+    """Send `needs_reauth` for a loss that its user was not told of yet. Receivers call `claim_notice` before they tell
+    them.
+    """
     with transaction.atomic():
         lost = Connection.objects.unannounced().filter(pk=connection_id)
         if (user_id := lost.values_list("user_id", flat=True).first()) is not None:
@@ -180,14 +182,14 @@ def release_notice(connection_id: UUID) -> None:
 
 
 def _with_database_time() -> Any:
-    """Connections with times by the database's clock, since the clocks of our servers may differ."""
+    """Return connections with times by the database's clock, since the clocks of our servers may differ."""
     return Connection.objects.annotate(
         now=Now(), left=F("expires_at") - Now(), due=Q(renew_at__lte=Now()), paused=Q(retry_at__gt=Now())
     )
 
 
 def _usable_token(row: Any, rejected: str | None) -> str | None:
-    """The stored token if it can be used; None if it has to be refreshed. Raises if neither is possible."""
+    """Return the stored token if it can be used; None if it has to be refreshed. Raises if neither is possible."""
     if row.health != Health.OK:
         raise _needs_reauth(row)
     token: str = row.unseal(Connection.access_token)
@@ -205,7 +207,7 @@ def _usable_token(row: Any, rejected: str | None) -> str | None:
 
 
 def _shared_refresh(connection_id: UUID, user_id: UUID, rejected: str | None) -> Future[str]:
-    """This process's running refresh for these arguments; starts one if there is none."""
+    """Return this process's running refresh for these arguments; starts one if there is none."""
     key = connection_id, rejected
     with _lock:
         found = _running_refreshes.get(key)

@@ -115,7 +115,7 @@ class ConnectionViewSet(
         summary="Disconnect an account", responses={200: PartingSerializer, **error_responses(401, 404)}
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Its tokens are deleted at once; then the provider is asked to revoke the permission."""
+        """Deletes its tokens at once; then asks the provider to revoke the permission."""
         row = self.get_object()
         parting = connections.disconnect(user_id=user_id(request), connection_id=row.pk)
         return Response({"ok": True, **asdict(parting)})
@@ -131,7 +131,7 @@ class _PageView(View):
             return super().dispatch(request, *args, **kwargs)
 
     def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """In the form of the API, below which it is."""
+        """Answer in the form of the API, below which the page is."""
         response = super().http_method_not_allowed(request, *args, **kwargs)
         body = {"code": "method_not_allowed", "message": f'Method "{request.method}" not allowed.'}
         return JsonResponse(body, status=response.status_code, headers={"Allow": response["Allow"]})
@@ -155,7 +155,7 @@ class CallbackView(_PageView):
 
 
 class FinishView(_PageView):
-    """The page on which a user finishes in the browser what came back while they were not signed in there."""
+    """The page on which a user signs in to finish a consent that returned in a browser where they were not."""
 
     def get(self, request: HttpRequest, provider: str) -> HttpResponse:
         if provider not in Provider.values:
@@ -214,7 +214,7 @@ def _page(
     instead_of: Connection | None = None,
     problem: str = "",
 ) -> HttpResponse:
-    """What happened, on a page that loads nothing, runs nothing, and tells nobody where it came from."""
+    """Return a page about the outcome. It loads nothing, runs nothing, and tells nobody where it came from."""
     nonce = secrets.token_urlsafe(16)
     said = {"status": "connected", "connection": str(row.pk)} if row else {"status": "failed"}
     finish = ""

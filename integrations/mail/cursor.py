@@ -1,7 +1,7 @@
 """Cursors: where the next sync of a mailbox continues.
 
-A cursor is opaque to whoever stores it. One that does not fit is ignored: the sync starts over, and the ledger of
-sources already read prevents duplicates.
+A cursor is opaque to its keeper. One that does not fit is ignored: the sync starts over, and the ledger of sources
+already read prevents duplicates.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from integrations.mail.filters import Filters
 
 # How far back the first sync reads, if the filters name no start.
 BACKFILL: Final = dt.timedelta(days=90)
-# How far before the last sync reading starts when a position has expired: for late mail and providers' clocks.
+# When a position has expired, reading starts this long before the last sync: for late mail and providers' clocks.
 OVERLAP: Final = dt.timedelta(days=2)
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """`owner`: mailbox and filters that it belongs to (see cursor_owner). `at`: when the sync that made it began."""
+    """A position. `owner`: the mailbox and filters that it belongs to (see cursor_owner). `at`: when the sync that made
+    it began.
+    """
 
     owner: str
     at: dt.datetime
@@ -33,7 +35,7 @@ class Cursor:
 
     @classmethod
     def load(cls, stored: str | None, owner: str, now: dt.datetime) -> Cursor:
-        """A stored cursor, or a new one with an empty state."""
+        """Return a stored cursor, or a new one with an empty state."""
         try:
             found = orjson.loads(stored or "")
             cursor = cls(str(found["owner"]), dt.datetime.fromisoformat(found["at"]), found["state"])
@@ -56,6 +58,6 @@ def sync_start(filters: Filters, read_at: dt.datetime | None) -> dt.datetime:
 
 
 def cursor_owner(provider: str, mailbox: str, filters: Filters) -> str:
-    """A hash of mailbox and filters. With others, messages that were skipped before may now be wanted."""
+    """Return a hash of mailbox and filters. With others, messages that were skipped before may now be wanted."""
     whole = json.dumps([provider, mailbox, asdict(filters)], default=str, sort_keys=True)
     return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -48,7 +48,7 @@ class InvalidResponse(AdiuvaError):
 
 
 class ResponseTooLarge(AdiuvaError):
-    """An answer is larger than what is read into memory."""
+    """An answer is larger than the most that is read into memory."""
 
     code, status = "too_large", 502
 

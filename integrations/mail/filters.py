@@ -45,7 +45,7 @@ class Filters:
         return cls(_names(config, "labels"), _names(config, "senders"), start, end)
 
     def admits_time(self, sent_at: dt.datetime | None) -> bool:
-        """A message without a readable date is admitted."""
+        """Return whether the time of sending passes. A message without a readable date does."""
         if sent_at is None:
             return True
         return not (self.start and sent_at < self.start) and not (self.end and sent_at >= self.end)
@@ -61,8 +61,10 @@ class Filters:
         return any(_matches(wanted.casefold(), whole, address, host) for wanted in self.senders)
 
     def addresses(self) -> list[str]:
-        """The senders, if all are plain addresses that are safe in a provider's query. Otherwise an empty list, and
-        senders are checked only here."""
+        """Return the senders, if all are plain addresses that are safe in a provider's query.
+
+        Otherwise return an empty list, and senders are checked only here.
+        """
         plain = [sender for sender in self.senders if _ADDRESS.fullmatch(sender)]
         return plain if len(plain) == len(self.senders) else []
 

@@ -1,4 +1,4 @@
-"""Limit of concurrent requests to one mailbox, and pauses that its provider asked for, across all processes.
+"""Limits concurrent requests to one mailbox, and keeps the pauses that its provider demands, across all processes.
 
 Within a process, requests queue for permits here. Processes share permits and pauses in Redis. While Redis is down,
 each process applies the limit by itself.
@@ -33,10 +33,10 @@ MAX_WAIT_S: Final = 60.0
 _PERMIT_TTL_S: Final = 12.0
 _RENEW_S: Final = 4.0
 _POLL_S: Final = 0.03
-# After a failure of Redis it is not asked again for this time.
+# After a failure, Redis is left alone for this time.
 _REDIS_RETRY_S: Final = 10.0
 
-# Acquire a permit: returns the milliseconds to wait if it is too early, -1 if all permits are taken, else 0.
+# Acquires a permit: returns the milliseconds to wait if it is too early, -1 if all permits are taken, else 0.
 _ACQUIRE: Final = """
 local wait = redis.call('PTTL', KEYS[2])
 if wait > 0 then return wait end
@@ -64,7 +64,9 @@ _background = BackgroundTasks("mailbox_limiter.release_failed", log)
 
 
 class MailboxLimiter:
-    """`async with limiter.permit():` holds one of the permits. Event loops of several threads may share a limiter."""
+    """A mailbox's permits: `async with limiter.permit():` holds one. Event loops of several threads may share a
+    limiter.
+    """
 
     def __init__(self, provider: str, mailbox: str) -> None:
         self._provider = provider
@@ -105,7 +107,7 @@ class MailboxLimiter:
     # ── Across processes ────────────────────────────────────────────────────────────────────────────────────
 
     async def _acquire(self) -> str:
-        """The permit's name in Redis; empty while Redis is down."""
+        """Return the permit's name in Redis; empty while Redis is down."""
         while True:
             await self._enter_process_queue()
             name = uuid.uuid4().hex
@@ -125,7 +127,7 @@ class MailboxLimiter:
                 await asyncio.sleep(_POLL_S * random.uniform(0.5, 1.5))
 
     async def _ask(self, name: str) -> int | None:
-        """Ask Redis for a permit. If the caller is cancelled meanwhile, a permit that still comes is given back."""
+        """Ask Redis for a permit. If the caller is cancelled meanwhile, give back a permit that still comes."""
         ttl_ms = int(_PERMIT_TTL_S * 1000)
         request = _background.spawn(
             _run_script(_ACQUIRE, self._keys, name, MAX_CONCURRENT_REQUESTS, ttl_ms), "ask for a permit"
@@ -203,7 +205,7 @@ _lock = threading.Lock()
 
 
 def limiter_of(provider: str, mailbox: str) -> MailboxLimiter:
-    """This process's limiter of a mailbox."""
+    """Return this process's limiter of a mailbox."""
     key = provider, mailbox.casefold()  # the spelling of an address may change with each consent
     with _lock:
         found = _limiters.get(key)
@@ -216,7 +218,7 @@ _redis_down_until = 0.0
 
 
 async def _run_script(script: str, keys: tuple[str, ...], *values: Any) -> Any:
-    """The result of a script; None while Redis is down."""
+    """Return the result of a script; None while Redis is down."""
     global _redis_down_until
     if time.monotonic() < _redis_down_until:
         return None

@@ -12,15 +12,15 @@ from adiuva.documents import Document
 from integrations.mail.filters import Filters
 
 TokenSource = Callable[[str | None], Awaitable[str]]
-"""Returns an access token. The argument is a token that the provider has rejected: then a new one."""
+"""Returns an access token. The argument is a token that the provider has rejected: then a new one is returned."""
 
 DueFilter = Callable[[Sequence[tuple[str, bytes]]], Awaitable[Sequence[bool]]]
-"""For each (source id, content hash): whether the message is new or changed. The others are not fetched."""
+"""Returns, for each (source id, content hash), whether the message is new or changed. The others are not fetched."""
 
 
 @dataclass(frozen=True, slots=True)
 class MailDocument:
-    """A message. What its `document` says begins with headers and what the author wrote; what it quotes comes last.
+    """A message. The text of its `document` begins with headers and the author's own words; quotations come last.
 
     `source_id` is the provider's id, which never changes. `content_hash` changes when the message is edited, and is
     known before the message is fetched. `sent_at`: when the provider received it.
@@ -66,13 +66,13 @@ class Mailbox(Protocol):
     def messages(
         self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None
     ) -> AsyncIterator[MailItem]:
-        """Yield what arrived since the cursor, or within a bounded time if there is none; each message once.
+        """Yield messages since the cursor, or within a bounded time if there is none; each once.
 
-        What arrives during this sync is found by the next one, from the checkpoint. Raises NeedsReauth,
+        The next sync, from the checkpoint, finds messages that arrive during this one. Raises NeedsReauth,
         ProviderThrottled, ProviderUnavailable or another AdiuvaError; the checkpoint stays at the last safe position.
         """
 
 
 def fingerprint(*parts: str) -> bytes:
-    """The content hash of a message, from the parts that identify its version."""
+    """Return the content hash of a message, from the parts that identify its version."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()

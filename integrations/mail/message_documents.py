@@ -1,4 +1,6 @@
-"""Turns a provider's message into a document. All become mails, and are read like files: in a process with limits."""
+"""Turns a provider's message into a document. All messages become mails, and are read like files: in a process with
+limits.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from adiuva.documents import Document, Unreadable, isolation
 from integrations.mail.mailbox_types import MailDocument, SkippedMessage
 
 _HEADER_NAME: Final = re.compile(r"[!-9;-~]{1,100}")
-# Set anew: the content is never encoded as a provider's headers say, and a boundary could be part of a text.
+# These headers are set anew: the content is never encoded in the way that a provider's headers say, and a boundary
+# could be part of a text.
 _OURS: Final = frozenset({"content-transfer-encoding", "content-type", "mime-version"})
 _BOUNDARY: Final = re.compile(r";\s*boundary\s*=\s*(?:\"[^\"]*\"?|[^;\s]*)", re.IGNORECASE)
-# No more threads wait for a reader than there are readers.
+# At most as many threads wait for a reader as there are readers.
 _readers: PerLoop[asyncio.Semaphore] = PerLoop(lambda: asyncio.Semaphore(isolation.SHARED_PROCESSES))
 
 
@@ -32,7 +35,7 @@ async def read_document(
 async def read_raw(
     raw: bytes, *, source_id: str, content_hash: bytes, sent_at: dt.datetime | None
 ) -> MailDocument | SkippedMessage:
-    """The same for a mail as it was sent."""
+    """Read a mail in its original form, as `read_document` does."""
     try:
         return MailDocument(source_id, content_hash, await _read(raw), sent_at)
     except Unreadable as unreadable:
@@ -40,7 +43,7 @@ async def read_raw(
 
 
 async def html_to_text(content: str) -> str:
-    """The text of a post. Raises Unreadable."""
+    """Return the text of a post. Raises Unreadable."""
     subject = "post"  # without one, a post without words would be refused
     message = text_part(content.encode(), "text/html")
     message["Subject"] = subject
@@ -53,7 +56,7 @@ async def _read(raw: bytes) -> Document:
 
 
 def to_bytes(message: Message) -> bytes:
-    """A mail that says the same as `message`, whose texts are not encoded. An attached mail may be its bytes."""
+    """Return a mail that says the same as `message`, with unencoded texts. An attached mail may be its bytes."""
     kind, payload = message.get_content_type(), message.get_payload()
     lines = [
         f"{name}: {' '.join(str(value).split())}".encode("utf-8", "surrogateescape")
@@ -80,7 +83,7 @@ def to_bytes(message: Message) -> bytes:
 
 
 def text_part(text: bytes, kind: str, charset: str = "utf-8") -> Message:
-    """A text part whose transfer encoding is already decoded."""
+    """Return a text part whose transfer encoding is already decoded."""
     part = Message()
     part["Content-Type"] = kind
     part.set_param("charset", charset)
@@ -89,7 +92,7 @@ def text_part(text: bytes, kind: str, charset: str = "utf-8") -> Message:
 
 
 def attachment_part(name: str, kind: str, size: object) -> Message:
-    """A placeholder for an attachment that was not fetched, with what is known of it."""
+    """Return a placeholder for an attachment that was not fetched, with its known properties."""
     part = Message()
     part["Content-Type"] = (
         kind if "/" in kind and kind.isascii() and kind.isprintable() else "application/octet-stream"
@@ -102,5 +105,5 @@ def attachment_part(name: str, kind: str, size: object) -> Message:
 
 
 def clean_text(value: object) -> str:
-    """A string of an answer without lone surrogates, which JSON may contain; "" if it is not a string."""
+    """Return a string of an answer without lone surrogates, which JSON may contain; "" if it is not a string."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""

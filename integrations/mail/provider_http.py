@@ -38,11 +38,11 @@ _MAX_ERROR_BODY_BYTES: Final = 64 * 1024
 # Larger answers are parsed in a thread, off the event loop.
 _LARGE_BYTES: Final = 256 * 1024
 _MAX_ATTEMPTS: Final = 5
-# After so many retries in one sync the provider counts as unstable.
+# After this many retries in one sync the provider counts as unstable.
 _MAX_RETRIES_PER_SYNC: Final = 100
 _CONNECT_TIMEOUT_S: Final = 10.0
 _MAX_BACKOFF_S: Final = 20.0
-# A token is asked for again after this time, so that reading stops soon after the account is disconnected.
+# A token is requested again after this time, so that reading stops soon after the account is disconnected.
 _TOKEN_REUSE_S: Final = 5.0
 # Reasons with which Google answers 403 where others answer 429.
 _THROTTLING_REASONS: Final = frozenset(
@@ -85,7 +85,7 @@ class _AttemptFailed(Exception):
 
 
 def api_base(provider: Provider) -> str:
-    """The base URL of a provider's API."""
+    """Return the base URL of a provider's API."""
     configured = settings.GOOGLE if provider is Provider.GMAIL else settings.MICROSOFT
     return str(configured["api"]).rstrip("/")
 
@@ -116,7 +116,7 @@ class ProviderClient:
     _client: httpx.AsyncClient
 
     async def get_json(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """The JSON object at a URL, which may be relative to the API's base.
+        """Return the JSON object at a URL, which may be relative to the API's base.
 
         Raises ResourceGone, ProviderRefused, NeedsReauth, ProviderUnavailable, ProviderThrottled, ResponseTooLarge,
         InvalidResponse or ForbiddenHost.
@@ -146,7 +146,7 @@ class ProviderClient:
             )  # the answer may have been cut off
 
     async def get_bytes(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
-        """The bytes at a URL. Raises what `get_json` raises."""
+        """Return the bytes at a URL. Raises what `get_json` raises."""
         whole = self.checked_url(url)
         tried, rejected = 0, False
         while True:
@@ -169,7 +169,7 @@ class ProviderClient:
                 await self._token(access)
 
     def checked_url(self, url: str) -> httpx.URL:
-        """The absolute URL. Raises ForbiddenHost.
+        """Return the absolute URL. Raises ForbiddenHost.
 
         Links come from answers and from stored cursors. None may lead to another host, not even to another one of the
         provider's, because that would see this token.
@@ -244,7 +244,7 @@ class ProviderClient:
         return ProviderRefused(self.provider, status, reason)
 
     async def _pause_before_retry(self, failed: _AttemptFailed, tried: int) -> None:
-        """Wait before the next attempt; raises an error for the caller if there is none."""
+        """Wait before the next attempt. If there is none, raise an error for the caller."""
         self._retries += 1
         wait_s = failed.seconds
         if wait_s is not None and wait_s > MAX_WAIT_S:
@@ -270,7 +270,7 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _error_reason(raw: bytes) -> str:
-    """The provider's code for an error: never its message, which may quote the request."""
+    """Return the provider's code for an error, never its message, which may quote the request."""
     try:
         error = orjson.loads(raw)["error"]
         found = [each.get("reason") for name in ("errors", "details") for each in error.get(name) or ()]

@@ -33,7 +33,7 @@ _PREFETCHED_MESSAGES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class MessageRef:
-    """A listed message. `handle`: what the provider's class needs to fetch it."""
+    """A listed message. `handle`: the data with which the provider's class fetches it."""
 
     source_id: str
     content_hash: bytes
@@ -44,8 +44,8 @@ class MessageRef:
 class ListedPage:
     """One page of a listing.
 
-    `state`: the cursor's state once this page is processed; None leaves it as it is. `read_at`: up to when the mailbox
-    is known completely then, if that is not the beginning of this sync.
+    `state`: the cursor's state once this page is processed; None leaves it unchanged. `read_at`: up to when the mailbox
+    is then known completely, if not up to the beginning of this sync.
     """
 
     refs: list[MessageRef] = field(default_factory=list)
@@ -55,7 +55,7 @@ class ListedPage:
 
 
 class MailboxSync(ABC):
-    """One sync of one mailbox; implements documents.Mailbox. An instance is used once."""
+    """One sync of one mailbox; implements mailbox_types.Mailbox. An instance is used once."""
 
     provider: ClassVar[Provider]
 
@@ -94,13 +94,13 @@ class MailboxSync(ABC):
                     async for item in items:
                         yield item
                 if page.state is not None:
-                    # The caller asked for more, so it has processed, or holds, the last item of this page.
+                    # The caller wants more, so it has processed, or holds, the last item of this page.
                     self._cursor, self._has_advanced = Cursor(owner, page.read_at or now, page.state), True
 
     async def _fetch_in_order(
         self, client: ProviderClient, refs: list[MessageRef], filters: Filters
     ) -> AsyncGenerator[MailItem, None]:
-        """The messages in the order of their references; a few are fetched ahead."""
+        """Yield the messages in the order of their references; a few are fetched ahead."""
         ahead: deque[asyncio.Task[MailItem | None]] = deque()
         try:
             for ref in refs:
@@ -120,7 +120,7 @@ class MailboxSync(ABC):
     async def _fetch_or_skip(
         self, client: ProviderClient, ref: MessageRef, filters: Filters
     ) -> MailItem | None:
-        """A message; None if it is gone or not admitted. A fault of this message alone does not end the sync."""
+        """Return a message; None if it is gone or not admitted. A fault of this message alone does not end the sync."""
         answered = client.answered
         try:
             return await self._fetch(client, ref, filters)
@@ -144,7 +144,7 @@ class MailboxSync(ABC):
     def _pages(
         self, client: ProviderClient, cursor: Cursor, filters: Filters
     ) -> AsyncGenerator[ListedPage, None]:
-        """The messages since the cursor. Its state is empty at the first sync, and may have expired long ago."""
+        """Yield the messages since the cursor. Its state is empty at the first sync, and may have expired long ago."""
 
     @abstractmethod
     async def _fetch(self, client: ProviderClient, ref: MessageRef, filters: Filters) -> MailItem | None:
