@@ -1,1 +1,1 @@
-"""Plans and what they allow, what is used, and what is paid."""
+"""Plans and their limits, the use of models and storage, and payments."""

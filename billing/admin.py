@@ -1,4 +1,4 @@
-"""Plans and overrides in the admin. What a user pays for is not changed here."""
+"""Plans and overrides in the admin. Subscriptions that a user pays for are not changed here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAX_CHANGES = 50
 
 @admin.register(Plan)
 class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at run time
-    """There is a row for each plan. An edit holds everywhere within seconds, for all who have the plan."""
+    """A plan's row. An edit holds everywhere within seconds, for all who have the plan."""
 
     list_display = [
         "tier",
@@ -59,11 +59,11 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at r
         plans.edit(tier=obj.tier, values=values, by=cast(User, request.user).pk)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """The plan keeps its own history."""
+        """Log nothing: the plan keeps its own history."""
 
     @admin.display(description="history")
     def history(self, plan: Plan) -> SafeString | str:
-        """The last edits: when, who, and what."""
+        """Show the last edits: when, who, and what."""
         lines = [
             (f"{change.at:%Y-%m-%d %H:%M}", change.by, name, _said(before), _said(after))
             for change in plan.changes.all()[:_MAX_CHANGES]

@@ -1,6 +1,7 @@
 """Allowances, which limit the cost of a month's work, and the amounts that each may spend.
 
-They are rows: a user's month, what of it their memory and follow-ups may take, an agent's own, the installation's.
+They are rows: a user's month, the parts of it that their memory and follow-ups may take, an agent's own, the
+installation's.
 
 Nothing limits anything unless plans are on (ADIUVA_PLANS), the installation has a budget, or an agent has one.
 """
@@ -28,8 +29,8 @@ from billing.months import Window, month_of
 
 log = structlog.get_logger(__name__)
 
-# What of a user's month some work may take at most, in percent. What machines begin by themselves must leave the rest
-# for what the user wants to say.
+# The most, in percent, that some kinds of work may take of a user's month. Work that machines begin by themselves must
+# leave the rest for the user.
 _SHARES: Final[Mapping[str, tuple[str, int]]] = {
     Purpose.MEMORY: (Allowance.Scope.MEMORY, 10),
     Purpose.FOLLOWUPS: (Allowance.Scope.FOLLOWUPS, 20),
@@ -45,10 +46,10 @@ _EACH: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The allowances from which some work is paid, by the ids of their rows, and what each may spend.
+    """The allowances that pay for some work, by the ids of their rows, and what each may spend.
 
-    `each`: once one piece of the work has cost so much, no further request is made for it, whatever is left of the
-    month; it may end with one that was kept for it.
+    `each`: once one piece of the work has cost this much, no further request is made for it, whatever is left of the
+    month; it may end with a request that was reserved for it.
     """
 
     ids: tuple[int, ...]
@@ -58,7 +59,7 @@ class Limits:
 
 
 def limits_of(user_id: UUID, purpose: str, agent: UUID | None, agent_cap: int | None) -> Limits | None:
-    """Return what limits some work now; None if nothing does. It makes the rows of a new month."""
+    """Return the limits of some work now; None if there are none. Makes the rows of a new month."""
     account = User.objects.filter(pk=user_id).values_list("tier", "timezone").first()
     if account is None:
         raise BudgetSpent
@@ -86,7 +87,7 @@ def limits_of(user_id: UUID, purpose: str, agent: UUID | None, agent_cap: int | 
 
 
 def _rows_of(windows: dict[Any, Window]) -> dict[Any, int]:
-    """The ids of the allowances of these months, whose rows are made if they are not there."""
+    """Return the ids of the allowances of these months, whose rows are made if they are missing."""
     if not windows:
         return {}
     wanted = Q()
@@ -115,7 +116,7 @@ def _rows_of(windows: dict[Any, Window]) -> dict[Any, int]:
 
 
 def has_room(user_id: UUID, purpose: Purpose, agent: UUID | None, agent_cap: int | None) -> bool:
-    """Return whether enough is left that it is worth while to begin: a tenth of each allowance."""
+    """Return whether enough is left to make beginning worthwhile: a tenth of each allowance."""
     limits = limits_of(user_id, purpose, agent, agent_cap)
     if limits is None:
         return True
@@ -128,7 +129,7 @@ def has_room(user_id: UUID, purpose: Purpose, agent: UUID | None, agent_cap: int
 
 @transaction.atomic
 def add(*, user_id: UUID, micro: int, reason: str, by: UUID) -> AddedAllowance:
-    """Give a user more to spend in the month that is, on top of their plan's budget. Raises NoSuchUser."""
+    """Give a user more to spend in the current month, on top of their plan's budget. Raises NoSuchUser."""
     account = (
         User.objects.select_for_update(no_key=True).filter(pk=user_id).values_list("timezone", flat=True)
     )
@@ -144,7 +145,7 @@ def add(*, user_id: UUID, micro: int, reason: str, by: UUID) -> AddedAllowance:
 
 
 def additions_to(user_id: UUID, window: Window) -> list[AddedAllowance]:
-    """Return what staff gave in a month, the latest first."""
+    """Return the allowances that staff gave in a month, the latest first."""
     return list(AddedAllowance.objects.filter(user=user_id, month=window.first_day))
 
 

@@ -1,4 +1,4 @@
-"""Settles what is held for work whose process is gone, and forgets months that are over."""
+"""Settles the holds of work whose process is gone, and deletes past months."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = structlog.get_logger(__name__)
 
 
 def settle_lost() -> int:
-    """Spend expired holds in full: nobody knows what their work did cost, and it was not more. Returns how many."""
+    """Spend expired holds in full: nobody knows what their work cost, but it was not more. Returns how many."""
     lost = 0
     for hold in Hold.objects.filter(expires_at__lt=Now()).order_by("expires_at")[:_BATCH]:
         lost += _settle(hold)
     return lost
 
 
-# In the order in which whoever settles a hold locks: the account, its allowances, the hold.
+# Locks in the order of all code that settles a hold: the account, its allowances, the hold.
 _LOCK_SQL: Final = """
 WITH account AS (SELECT id FROM accounts_user WHERE id = %s FOR KEY SHARE)
 SELECT allowance.id FROM (SELECT count(*) FROM account) AS first, billing_allowance AS allowance
@@ -40,7 +40,7 @@ def _settle(hold: Hold) -> bool:
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute(_LOCK_SQL, [hold.user_ref, hold.allowances])
-        # Whoever settles it at this moment has locked it; then it is no concern of ours.
+        # Another process that settles it at this moment has locked it; then it is left alone.
         still = Hold.objects.select_for_update(skip_locked=True).filter(pk=hold.pk, expires_at__lt=Now())
         if (held := still.first()) is None:
             return False
@@ -60,5 +60,5 @@ def _settle(hold: Hold) -> bool:
 
 
 def delete_old() -> int:
-    """Delete months that are kept no longer. Returns how many rows."""
+    """Delete months past their retention. Returns how many rows."""
     return delete_in_batches(Allowance.objects.filter(ends_at__lt=Now() - _KEPT).order_by("ends_at"))

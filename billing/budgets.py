@@ -1,7 +1,7 @@
 """Budgets of work: money is reserved before each request to a model, and settled by the actual cost.
 
 A reservation is one statement that takes from all allowances that apply (billing.allowances), or from none; their rows
-are locked in the order of their ids. A hold keeps what is reserved until the work settles; if its process dies, the
+are locked in the order of their ids. A hold keeps the reserved money until the work settles; if its process dies, the
 hold is spent in full when it expires (billing.budget_sweep), never given back.
 """
 
@@ -30,9 +30,9 @@ from billing.allowances import Limits
 from billing.models import Purpose
 from billing.turn_holds import GRACE, LOW_PERCENT, Held
 
-# Adds `amount` to a hold if all allowances have room for it. A cap is what may be spent with what is reserved; staff's
-# additions count for the user's own. `low` is true once a month: this reservation is the first of those that may say so
-# at which so much is spent.
+# Adds `amount` to a hold if all allowances have room for it. A cap bounds the spent and the reserved money together;
+# staff's additions raise the user's own. `low` is true once a month: for the first reservation that may report it and
+# reaches this share.
 _RESERVE_SQL: Final = """
 WITH asked AS (SELECT * FROM unnest(%(ids)s::bigint[], %(caps)s::bigint[]) AS asked (id, cap)),
 locked AS (
@@ -65,8 +65,8 @@ SELECT granted, spent, cap, low FROM decided
 """
 
 # Common table expressions that settle `cost` of a hold, and give back the rest of it if the work is over. They follow
-# the `spender` of billing.usage, which is locked first; then the allowances are, then the hold. `first`: what they
-# follow it by. Nothing is settled unless it has a row.
+# the `spender` of billing.usage, which is locked first; then the allowances, then the hold. `first`: the relation that
+# they follow it by. Nothing is settled unless that has a row.
 SETTLE_SQL: Final = """
 settled AS (
     SELECT allowance.id FROM {first} AS account, billing_allowance AS allowance
@@ -95,7 +95,7 @@ paid AS (
 def meter_for(
     user_id: UUID, purpose: Purpose, agent: UUID | None = None, agent_cap: int | None = None, **how: Any
 ) -> Meter:
-    """The meter of a piece of work: one that reserves money, where anything may limit what the work costs."""
+    """Return the meter of a piece of work: one that reserves money, where anything may limit the cost of the work."""
     if settings.PLANS or settings.INSTALLATION_BUDGET or agent_cap is not None:
         return BudgetedMeter(user_id, purpose, agent, agent_cap=agent_cap, **how)
     return Meter(user_id, purpose, agent)
@@ -104,7 +104,9 @@ def meter_for(
 def settle_values(
     hold: UUID, allowances: Sequence[int], *, cost: int, is_over: bool, is_expected: bool, lasts_s: float = 0
 ) -> dict[str, Any]:
-    """The parameters of SETTLE_SQL. `is_expected`: money was held; if it is gone, the sweep has settled it all."""
+    """Return the parameters of SETTLE_SQL. `is_expected`: money was held; if it is gone, the sweep has
+    settled it all.
+    """
     return {
         "hold": hold, "hold_allowances": list(map(Int8, allowances)), "hold_cost": Int8(cost), "hold_is_over": is_over,
         "hold_is_expected": is_expected, "hold_lasts_s": lasts_s,
@@ -113,12 +115,12 @@ def settle_values(
 
 @dataclass(eq=False)
 class BudgetedMeter(Meter):
-    """A meter that reserves what each request may cost before it is made.
+    """A meter that reserves the most that each request may cost before it is made.
 
-    `keeps_answer`: as much as a request costs stays reserved for a last answer, which `is_last` then may use. `ahead`:
-    for how many requests it tries to reserve at once. `lasts_s`: how long the work takes at most from each reservation.
-    `spent_before`: what the same piece of work has cost before this meter counts it.
-    `is_low`: this work is the first of the month that finds little left. `percent_left` is of the user's month.
+    `keeps_answer`: the cost of one request stays reserved for a last answer, which `is_last` then may use. `ahead`: the
+    number of requests that it tries to reserve at once. `lasts_s`: the longest time that the work takes from each
+    reservation. `spent_before`: the cost of the same piece of work before this meter. `is_low`: whether this work is
+    the first of the month that finds little left. `percent_left`: of the user's month.
     """
 
     agent_cap: int | None = None
@@ -135,15 +137,15 @@ class BudgetedMeter(Meter):
     _held: int = 0
     _used: int = 0  # the part of the hold that is used
     _pending: int = 0  # the most that requests under way may cost
-    _spent: int = 0  # what the user's month had spent when it was last read
+    _spent: int = 0  # the user's month's spending when it was last read
     _cap: int = 0
     _reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
     _ended: asyncio.Event = field(
         default_factory=asyncio.Event
-    )  # a request has, since it was last waited for
+    )  # set when a request has ended since the last wait
 
     def start_with(self, found: Held) -> None:
-        """Begin with what was held when the work was claimed."""
+        """Begin with the money that was held when the work was claimed."""
         self.hold, self._limits, self._is_known = found.wish.hold, found.limits, True
         self._held, self._has_held = found.wish.amount, True
         self._spent, self._cap, self.is_low = found.spent, found.cap, found.is_low
@@ -155,7 +157,7 @@ class BudgetedMeter(Meter):
                 await db.run(self._find_limits)
             if self._limits is None:
                 return
-            if most_micro is None:  # never "costs nothing"
+            if most_micro is None:  # an unknown cost is never "costs nothing"
                 raise llm.PriceMissing(model)
             while True:
                 self._ended.clear()
@@ -163,7 +165,8 @@ class BudgetedMeter(Meter):
                     break
                 if not self._pending and not self._ended.is_set():
                     raise BudgetSpent(self.renews_at)
-                # A request costs less than it might: what those under way leave, or have left meanwhile, may suffice.
+                # A request costs less than it might: the money that requests under way leave, or have left meanwhile,
+                # may suffice.
                 await self._ended.wait()
             with self._lock:
                 self._pending += most_micro
@@ -225,7 +228,7 @@ class BudgetedMeter(Meter):
 
     @property
     def has_held(self) -> bool:
-        """True if there is, or was, money on hold for it."""
+        """True if money is, or was, on hold for the work."""
         return self._has_held
 
     @property
@@ -236,7 +239,7 @@ class BudgetedMeter(Meter):
         return max(0, 100 * (self._cap - self._spent - self._used) // self._cap)
 
     def settlement(self, cost: int, *, is_over: bool) -> dict[str, Any]:
-        """The parameters by which SETTLE_SQL pays so much from what is held."""
+        """Return the parameters by which SETTLE_SQL pays `cost` from the hold."""
         if not self._is_known and cost:  # requests that need no admission, such as those for vectors
             with contextlib.suppress(BudgetSpent):
                 self._find_limits()

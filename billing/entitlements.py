@@ -1,11 +1,11 @@
 """The limits and features of a user's plan, and the one way to claim them.
 
-Every way in that makes something which a plan limits calls `claim` in the transaction that makes it. The claim locks
-the account, so whatever comes at once is counted one after the other, and counts what is there. Locks are taken in the
-order account, subscription, usage, agent: claim before you lock anything of the user's.
+Everything that makes something which a plan limits calls `claim` in the transaction that makes it. The claim locks the
+account, so that concurrent claims count one after the other, and counts the existing rows. Locks are taken in the order
+account, subscription, usage, agent: claim before you lock anything of the user's.
 
-An app whose rows a plan limits registers how they are counted (`count_with`); of what is stored in bytes or by the
-thousands, `billing.storage_quota` keeps the sums and reserves room. With ADIUVA_PLANS=0 nothing is limited.
+An app whose rows a plan limits registers a function that counts them (`count_with`); for stored bytes and rows by the
+thousands, `billing.storage_quota` keeps sums and reserves room. With ADIUVA_PLANS=0 nothing is limited.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _counts: dict[Feature, Callable[[UUID], int]] = {}
 
 
 class QuotaExceeded(AdiuvaError):
-    """The plan has no room for it. `upgrade_to` in the answer: the smallest plan that has, if there is one."""
+    """The plan has no room for it. `upgrade_to` in the answer: the smallest plan that has room, if there is one."""
 
     code, status = "quota_exceeded", 402
 
@@ -69,7 +69,7 @@ class QuotaExceeded(AdiuvaError):
 
 
 class NotInPlan(AdiuvaError):
-    """It is not part of the plan at all. `upgrade_to` in the answer: the smallest plan that has it."""
+    """The plan does not include it at all. `upgrade_to` in the answer: the smallest plan that does."""
 
     code, status = "not_in_plan", 403
 
@@ -79,25 +79,25 @@ class NotInPlan(AdiuvaError):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user's plan, at the time of asking. None: nothing is limited."""
+    """A user's plan, when it was read. None: nothing is limited."""
 
     user_id: UUID
     plan: Plan | None
 
     def limit(self, feature: Feature) -> int | None:
-        """Return how much of it the plan allows; None: any."""
+        """Return the plan's limit of a feature; None: no limit."""
         found: int | None = getattr(self.plan, feature) if self.plan is not None else None
         return found
 
     def require_any(self, feature: Feature, *, used: int) -> None:
-        """Raises NotInPlan if the plan has none of it; who has some from before learns of the limit instead."""
+        """Raise NotInPlan if the plan has none of it. A user who has some from before learns of the limit instead."""
         if self.plan is not None and self.limit(feature) == 0 and not used and feature in _NOT_IN_PLAN:
             larger = _larger_plans(self.plan)
             upgrade = next((plan.tier for plan in larger if getattr(plan, feature) != 0), None)
             raise NotInPlan(feature, upgrade_to=upgrade)
 
     def require_room(self, feature: Feature, n: int, *, used: int) -> None:
-        """Raises QuotaExceeded unless the plan has room for `n` more than are used."""
+        """Raise QuotaExceeded unless the plan has room for `n` more than are used."""
         limit = self.limit(feature)
         if self.plan is None or limit is None or used + n <= limit:
             return
@@ -115,14 +115,14 @@ def _allows(limit: int | None, amount: int) -> bool:
 
 
 def count_with(feature: Feature, count: Callable[[UUID], int]) -> None:
-    """Say how much of a feature a user uses. The app that owns the rows calls this when it is ready."""
+    """Register how to count a user's use of a feature. The app that owns the rows calls this when it is ready."""
     _counts[feature] = count
 
 
 def lock(user_id: UUID) -> Account:
-    """The user's plan, with the account locked until the transaction ends. Raises NoSuchUser.
+    """Return the user's plan, and lock the account until the transaction ends. Raises NoSuchUser.
 
-    Where nothing is limited nothing is locked.
+    Where nothing is limited, nothing is locked.
     """
     if not settings.PLANS:
         return Account(user_id, None)
@@ -130,7 +130,7 @@ def lock(user_id: UUID) -> Account:
 
 
 def look(user_id: UUID) -> Account:
-    """The user's plan as it is now, for what is only shown or refused early. Raises NoSuchUser."""
+    """Return the user's plan as it is now, to show it or to refuse early. Raises NoSuchUser."""
     return _account(user_id, User.objects.all()) if settings.PLANS else Account(user_id, None)
 
 
@@ -142,7 +142,7 @@ def _account(user_id: UUID, users: object) -> Account:
 
 
 def claim(user_id: UUID, feature: Feature, n: int = 1) -> None:
-    """Make sure that the plan has room for `n` more, until the transaction ends; the caller makes them in it.
+    """Ensure that the plan has room for `n` more until the transaction ends, in which the caller makes them.
 
     Raises QuotaExceeded or NoSuchUser.
     """
@@ -152,14 +152,14 @@ def claim(user_id: UUID, feature: Feature, n: int = 1) -> None:
 
 
 def check(user_id: UUID, feature: Feature, n: int = 1) -> None:
-    """Refuse early what `claim` would refuse now: before somebody answers five questions. Raises as `claim`."""
+    """Refuse early what `claim` would refuse now, before somebody answers five questions. Raises what `claim` does."""
     account = look(user_id)
     if account.limit(feature) is not None:
         account.require_room(feature, n, used=_counts[feature](user_id))
 
 
 def require(user_id: UUID, feature: Extra, *, locked: bool = False) -> None:
-    """Raises NotInPlan unless the user's plan has it, or NoSuchUser. `locked`: until the transaction ends."""
+    """Raise NotInPlan unless the user's plan has it, or NoSuchUser. `locked`: it holds until the transaction ends."""
     plan = (lock if locked else look)(user_id).plan
     if plan is not None and not getattr(plan, feature):
         upgrade = next((other.tier for other in _larger_plans(plan) if getattr(other, feature)), None)
@@ -167,7 +167,7 @@ def require(user_id: UUID, feature: Extra, *, locked: bool = False) -> None:
 
 
 def limits_of(tier: str) -> dict[str, int | bool | None]:
-    """Return what a tier allows, as it is shown; None is no limit."""
+    """Return a tier's limits and features for display; None is no limit."""
     if not settings.PLANS:
         return {**dict.fromkeys(FEATURES), "plugins": True, "sso": True, "requests_per_minute": None}
     return plan_limits(plans.plan_of(tier))
@@ -187,6 +187,6 @@ def usage_of(user_id: UUID) -> dict[Feature, int]:
 
 
 def over(tier: str, usage: Mapping[Feature, int]) -> list[str]:
-    """The features of which there is more than the tier allows. Nothing is deleted for it."""
+    """Return the features whose use exceeds the tier's limits. Nothing is deleted for it."""
     limits = limits_of(tier)
     return [feature for feature, used in usage.items() if not _allows(limits[feature], used)]

@@ -24,7 +24,7 @@ from billing.payments.copies import COPY_FIELDS
 
 
 def _overrides(user_id: UUID) -> Iterator[dict[str, Any]]:
-    # Who of the staff gave it is not the user's data.
+    # Which member of the staff gave it is not the user's data.
     shown = exported_columns(Override, but=["user", "by"])
     yield from Override.objects.of(user_id).order_by("created_at", "id").values(*shown)
 
@@ -61,7 +61,7 @@ register(ArchivePart("subscriptions.jsonl", "What was paid, as the payment servi
 
 
 def _teams(user_id: UUID) -> Iterator[dict[str, Any]]:
-    # Who else is in a team is in the archive of each of them.
+    # A team's other members are in their own archives.
     shown = exported_columns(Team, but=["owner", "name_sealed"])
     for team in Team.objects.filter(owner_id=user_id):
         row = {name: getattr(team, name) for name in shown}

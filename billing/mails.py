@@ -37,14 +37,16 @@ def register() -> None:
 
 
 def order_of_failed_payment(subscription: Subscription, user: User) -> None:
-    """Tell the user now, three days before the plan ends, and when it ends. In the transaction that learns of it."""
+    """Tell the user now, three days before the plan ends, and when it ends. Call it in the transaction that learns of
+    it.
+    """
     mails.order(Kind.PAYMENT_FAILED, user=user, about=subscription.pk)
     mails.order(Kind.PLAN_ENDS_SOON, user=user, about=subscription.pk, after=GRACE - _REMINDED_BEFORE)
     mails.order(Kind.PLAN_ENDED, user=user, about=subscription.pk, after=GRACE)
 
 
 def settle_late_payment(subscription: Subscription) -> None:
-    """The subscription is no longer late: it was paid, and nothing more is said, or it has ended, which is said now."""
+    """Stop telling that the subscription is late: it was paid, or has ended, which is told now."""
     if subscription.status in _UNPAID_ENDS:
         mails.send_now(Kind.PLAN_ENDED, about=subscription.pk)
     else:

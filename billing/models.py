@@ -70,9 +70,9 @@ __all__ = [
 
 
 class Plan(models.Model):
-    """The price of a plan and what it allows. Staff edit these rows; each process reads them anew every few seconds.
+    """The price and the limits of a plan. Staff edit these rows; each process reads them anew every few seconds.
 
-    A limit that is empty is none.
+    An empty limit is no limit.
     """
 
     tier = models.CharField(max_length=8, choices=PlanName, primary_key=True)
@@ -128,7 +128,7 @@ class Plan(models.Model):
 
 
 class PlanChange(models.Model):
-    """A change of a plan by staff: the names of the columns, each with what it was and what it became."""
+    """A change of a plan by staff: the names of the columns, each with its old and its new value."""
 
     plan = models.ForeignKey(Plan, models.CASCADE, related_name="changes")
     by = models.UUIDField(help_text="Who of the staff; no reference, since the row outlives that account.")
@@ -147,7 +147,7 @@ class OverrideQuerySet(models.QuerySet["Override"]):
         return self.filter(user_id=user_id)
 
     def live(self) -> Self:
-        """Those that give their plan now."""
+        """Return overrides that give their plan now."""
         return self.filter(Q(until=None) | Q(until__gt=Now()))
 
 
@@ -189,7 +189,7 @@ class Override(models.Model):
 
 
 class StoredAmount(models.Model):
-    """The amount of a kind that a user stores on the server, and the amount reserved for what is on its way.
+    """The amount of a kind that a user stores on the server, and the amount reserved for uploads.
 
     Together they may be more than the plan allows: after a downgrade nothing is deleted.
     """
@@ -220,7 +220,7 @@ class StoredAmount(models.Model):
 
 
 class StorageReservation(models.Model):
-    """Room that is kept free for something on its way. The row is deleted when it has come, or will not."""
+    """Room that is kept free for an upload. The row is deleted when it has come, or will not come."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
@@ -290,10 +290,9 @@ class Use(models.Model):
 
 
 class Allowance(models.Model):
-    """The amount that one month's work may still cost: `spent` is settled, `reserved` is held for work that is under
-    way.
+    """The money of one month's work: `spent` is settled, `reserved` is held for work that is under way.
 
-    How much that may be together is no column: plans, agents and settings say it at each reservation.
+    The limit of both together is no column: plans, agents and settings give it at each reservation.
     """
 
     class Scope(models.TextChoices):
@@ -305,7 +304,7 @@ class Allowance(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     scope = models.CharField(max_length=12, choices=Scope)
-    # No index of its own: the unique constraint has it behind the scope, of which there are five.
+    # No index of its own: in the unique constraint it follows the scope, of which there are five.
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="allowances", null=True)
     agent = models.UUIDField(null=True, help_text="no reference: the figures outlive the agent")
     starts_at = models.DateTimeField()
@@ -371,7 +370,7 @@ class AddedAllowance(models.Model):
 class Hold(models.Model):
     """Money that is held for a piece of work until it settles. If its process dies, it is spent when the hold expires.
 
-    It has no reference to the user, so that it is settled although the account is gone.
+    It has no reference to the user, so that it is settled even if the account is gone.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

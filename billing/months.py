@@ -1,4 +1,4 @@
-"""The month for which an allowance holds: it begins at midnight of the user's own zone."""
+"""The month of an allowance, which begins at midnight in the user's own zone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from zoneinfo import ZoneInfo
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """From `starts_at` up to `ends_at`, when it is renewed; both with a zone. `days` are the dates in between."""
+    """A month from `starts_at` up to `ends_at`, when it is renewed; both with a zone. `days` are the dates in
+    between.
+    """
 
     starts_at: dt.datetime
     ends_at: dt.datetime
@@ -25,7 +27,7 @@ class Window:
 
 
 def month_of(now: dt.datetime, zone: ZoneInfo, day: int = 1) -> Window:
-    """The month around `now` that begins on a day of the calendar; in a shorter month, on its last day."""
+    """Return the month around `now` that begins on a day of the calendar; in a shorter month, on its last day."""
     local = now.astimezone(zone)
     start = _midnight(local.year, local.month, day, zone)
     if start > local:

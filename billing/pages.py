@@ -1,4 +1,4 @@
-"""Pages on which people see the plans, pay, and look after what they pay. They work without scripts."""
+"""Pages on which people see the plans, pay, and manage their subscription. They work without scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adiuva.core.language import in_their_language, sentence
 from billing import entitlements, plan_summary, plans, usage_reports
 from billing.payments import subscribing
 
-# How often the page after a payment asks again, at most, and after how many seconds each time.
+# The most times that the page after a payment looks again, and the seconds between them.
 _MOST_LOOKS = 10
 _LOOK_AGAIN_S = 2
 _MAX_SEATS = 500
@@ -49,7 +49,7 @@ def _offers(user: Any) -> list[dict[str, Any]]:
 
 
 def _shown(limits: Mapping[str, Any]) -> dict[str, Any]:
-    """With the storage as people read it."""
+    """Return the limits with the storage as people read it."""
     stored = limits["storage_bytes"]
     return {**limits, "storage": stored and number_formats.size(stored)}
 
@@ -73,7 +73,7 @@ class _SignedInPage(LoginRequiredMixin, View):
 
 
 class SubscriptionPage(_SignedInPage):
-    """The account's plan, what it uses of it, and what can be done about it."""
+    """The account's plan, its use, and the actions that it offers."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
         return self._show(request)
@@ -129,13 +129,14 @@ class SubscriptionPage(_SignedInPage):
 
 
 def _leave(request: HttpRequest, url: str) -> HttpResponse:
-    """A page that leads to Stripe: a form of ours may not be answered with a redirect to another site."""
+    """Return a page that leads to Stripe: a form of ours may not be answered with a redirect to another site."""
     return _page(request, "leave", url=url)
 
 
 class ReturnPage(_SignedInPage):
-    """The page to which Stripe sends people after they paid. It asks Stripe itself,
-    and looks again while it does not know."""
+    """The page to which Stripe sends people after they paid. It asks Stripe itself, and looks again while the outcome
+    is unknown.
+    """
 
     http_method_names = ["get"]
 

@@ -1,4 +1,4 @@
-"""The plan of an account as its user sees it: what it is, until when, and how much of it is used."""
+"""The plan of an account as its user sees it: its name, its end, and its use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from billing.payments import subscribing
 
 
 def describe(user_id: UUID) -> dict[str, Any]:
-    """As GET /billing/subscription answers it, also for who pays nothing. Raises NoSuchUser."""
+    """Return the answer of GET /billing/subscription, also for users who pay nothing. Raises NoSuchUser."""
     tier = User.objects.filter(pk=user_id).values_list("tier", flat=True).first()
     if tier is None:
         raise NoSuchUser("this account no longer exists")
@@ -36,6 +36,6 @@ def describe(user_id: UUID) -> dict[str, Any]:
 
 
 def _given_until(user_id: UUID, tier: str) -> Any:
-    """When the last of the overrides ends that give this tier."""
+    """Return when the last of the overrides that give this tier ends."""
     ends = list(Override.objects.of(user_id).live().filter(tier=tier).values_list("until", flat=True))
     return max(ends) if ends and None not in ends else None  # type: ignore[type-var]

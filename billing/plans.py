@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 # A change by staff holds everywhere after this time.
 MAX_AGE_S: Final = 5.0
 _GB: Final = 10**9
-# What an installation begins with. Staff edit the rows; what is deleted comes back with the next `migrate`.
+# The plans of a new installation. Staff edit the rows; a deleted one comes back with the next `migrate`.
 _FIRST: Final[Mapping[PlanName, Mapping[str, Any]]] = {
     PlanName.FREE: {
         "price_cents": 0, "requests_per_minute": 20, "burst": 20,
@@ -48,7 +48,7 @@ _known: tuple[float, Mapping[str, Plan]] = (0.0, {})
 
 
 def create_missing() -> None:
-    """Make the rows that are not there. Rows that are there stay as staff edited them."""
+    """Make missing rows. Existing rows stay as staff edited them."""
     Plan.objects.bulk_create(
         (
             Plan(tier=tier, position=position, **values)
@@ -83,12 +83,12 @@ def _edited() -> None:
 
 
 def is_fresh() -> bool:
-    """Return whether `by_tier` can answer without asking the database."""
+    """Return whether `by_tier` can answer without a query."""
     return bool(_known[1]) and time.monotonic() - _known[0] < MAX_AGE_S
 
 
 def by_tier() -> Mapping[str, Plan]:
-    """All plans by their tier, smallest first; a query if they were not read lately."""
+    """Return all plans by their tier, smallest first; a query if they were not read lately."""
     global _known
     if not is_fresh():
         found = {plan.tier: plan for plan in Plan.objects.order_by("position")}
@@ -97,11 +97,11 @@ def by_tier() -> Mapping[str, Plan]:
 
 
 def forget() -> None:
-    """Read the rows again at the next question: this process has changed them."""
+    """Read the rows again at the next use: this process has changed them."""
     global _known
     _known = 0.0, {}
 
 
 def plan_of(tier: str) -> Plan:
-    """The plan of a tier. Raises KeyError if its row is missing, which `migrate` makes."""
+    """Return the plan of a tier. Raises KeyError if its row is missing, which `migrate` makes."""
     return by_tier()[tier]

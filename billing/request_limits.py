@@ -1,7 +1,8 @@
 """Rate limits of plans: requests over REST and over the socket share one count.
 
-What answers the server (tool results, approvals, pongs) and what ends work (cancel) is never counted. While Redis is
-away each process counts alone, so nobody is refused for that and nobody gets more than a few times their share.
+Frames that answer the server (tool results, approvals, pongs) and requests that end work (cancel) never count. While
+Redis is away each process counts alone, so nobody is refused for that and nobody gets more than a few times their
+share.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from adiuva.core.logging import log_failure
 from adiuva.core.rate_limit import Limit, Limiter, LocalLimiter, Verdict
 from billing import plans
 
-# After Redis did not answer, it is asked again this much later: each request would wait for its timeout.
+# If Redis did not answer, it is left alone for this time: each request would wait for its timeout.
 _PAUSE_S: Final = 2.0
 
 _shared: Final = Limiter("request_limits")

@@ -1,4 +1,4 @@
-"""REST serializers of plans, and of what an account has of its own."""
+"""REST serializers of plans, and of an account's plan and use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUBSCRIPTION_STATES = ["none", *Subscription.Status.values]
 
 
 class PlanLimitsSerializer(serializers.Serializer[Any]):
-    """What a plan allows. Null is no limit."""
+    """The limits of a plan. Null is no limit."""
 
     agents = serializers.IntegerField(allow_null=True, help_text="Agents in all.")
     agents_enabled = serializers.IntegerField(allow_null=True, help_text="Enabled agents.")
@@ -30,7 +30,7 @@ class PlanLimitsSerializer(serializers.Serializer[Any]):
 
 
 class PlanUsageSerializer(serializers.Serializer[Any]):
-    """How much the account has of what its plan limits."""
+    """The account's use of what its plan limits."""
 
     agents = serializers.IntegerField()
     agents_enabled = serializers.IntegerField(help_text="Enabled ones, without those that the plan holds.")
@@ -55,7 +55,7 @@ class PlanSerializer(serializers.ModelSerializer[Plan]):
 
 
 class SubscriptionSerializer(serializers.Serializer[Any]):
-    """The plan of an account, how it came to it, and how much of it is used."""
+    """The plan of an account, its origin, and its use."""
 
     tier = serializers.ChoiceField(choices=PlanName.choices)
     status = serializers.ChoiceField(

@@ -2,7 +2,7 @@
 
 from django.dispatch import Signal
 
-# In the transaction that changes a user's tier, with the account locked: `user_id`, `tier`.
+# Sent in the transaction that changes a user's tier, with the account locked: `user_id`, `tier`.
 tier_changed = Signal()
 # A plan's limits were edited; after the commit.
 plans_edited = Signal()

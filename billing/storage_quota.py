@@ -1,8 +1,8 @@
 """Storage quotas: amounts that a user stores, by kind, and room that is reserved before the first byte comes.
 
-A reservation is one statement that compares with the plan, so that concurrent ones are granted no more than fits. It is
-kept (`keep`) with what was really stored, in the transaction that stores it, or released (`release`); a forgotten one
-expires. Deleting gives room back (`give_back`), also for an account that is over its plan.
+A reservation is one statement that compares with the plan, so that concurrent ones get no more than fits. It is kept
+(`keep`) with the amount that was really stored, in the transaction that stores it, or released (`release`); a forgotten
+one expires. Deleting gives room back (`give_back`), even if the account is over its plan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Kind = Literal["storage_bytes", "backup_bytes", "vectors"]
 
 _EXPIRED_AT_ONCE: Final = 500
 
-# The plan is read in the statement that reserves. The column's name is one of three, and not from outside.
+# The statement that reserves also reads the plan. The column's name is one of three, and not from outside.
 _RESERVE: Final = """
 WITH granted AS (
     UPDATE billing_storedamount AS amount SET reserved = amount.reserved + %(n)s
@@ -54,7 +54,9 @@ def reserve(user_id: uuid.UUID, kind: Kind, n: int, *, lifetime: dt.timedelta) -
 
 
 def _require_room(account: entitlements.Account, kind: Kind, n: int) -> None:
-    """The row is missing, or there is no room. Under the row's lock both are certain."""
+    """Raise the reason of a failed reservation: the row is missing, or there is no room. The row's lock makes both
+    certain.
+    """
     StoredAmount.objects.get_or_create(user_id=account.user_id, kind=kind)
     amount = StoredAmount.objects.select_for_update().get(user_id=account.user_id, kind=kind)
     account.require_any(kind, used=amount.used)
@@ -79,7 +81,8 @@ def _reserve(user_id: uuid.UUID, kind: Kind, n: int, lifetime: dt.timedelta) -> 
 
 @transaction.atomic
 def keep(reservation_id: uuid.UUID, n: int, *, instead_of: int = 0) -> bool:
-    """Count `n` as stored in place of the reservation; `instead_of`: what it replaces and is given back.
+    """Count `n` as stored in place of the reservation. `instead_of`: the amount that it replaces and that is given
+    back.
 
     Returns False if the reservation has expired: then nothing is counted, and nothing may be stored.
     """
@@ -94,7 +97,7 @@ def keep(reservation_id: uuid.UUID, n: int, *, instead_of: int = 0) -> bool:
 
 @transaction.atomic
 def release(reservation_id: uuid.UUID) -> None:
-    """Give a reservation back; one that has expired is gone already."""
+    """Give a reservation back; an expired one is gone already."""
     row = _take(reservation_id)
     if row is not None:
         _amount(row).update(reserved=F("reserved") - row.amount)
@@ -102,9 +105,10 @@ def release(reservation_id: uuid.UUID) -> None:
 
 @transaction.atomic
 def add(user_id: uuid.UUID, kind: Kind, n: int) -> None:
-    """Count `n` more as stored, in the transaction that stores it, without reserving before. Raises as `reserve`.
+    """Count `n` more as stored, in the transaction that stores it, without reserving before. Raises what `reserve`
+    does.
 
-    What takes the place of as much or more is always counted, also for an account that is over its plan.
+    A replacement of as much or more is always counted, even if the account is over its plan.
     """
     if n < 0:
         give_back(user_id, kind, -n)
@@ -116,7 +120,7 @@ def add(user_id: uuid.UUID, kind: Kind, n: int) -> None:
         if limit is not None and n:
             rows = rows.filter(used__lte=limit - n - F("reserved"))
         elif limit == 0:
-            rows = rows.filter(used__gt=0)  # else nothing is there whose place it could take
+            rows = rows.filter(used__gt=0)  # else it can replace nothing
         if rows.update(used=F("used") + n):
             return
         _require_room(account, kind, n)
@@ -124,7 +128,7 @@ def add(user_id: uuid.UUID, kind: Kind, n: int) -> None:
 
 
 def amounts(user_id: uuid.UUID) -> dict[str, tuple[int, int, int | None]]:
-    """By kind: used, reserved, and what the plan allows."""
+    """Return, by kind, the used and the reserved amount, and the plan's limit."""
     rows = StoredAmount.objects.filter(user_id=user_id).values_list("kind", "used", "reserved")
     found = {kind: (used, reserved) for kind, used, reserved in rows}
     account = entitlements.look(user_id)
@@ -133,21 +137,21 @@ def amounts(user_id: uuid.UUID) -> dict[str, tuple[int, int, int | None]]:
 
 
 def total() -> int:
-    """The bytes of all users, with those that are reserved."""
+    """Return the stored and reserved bytes of all users."""
     bytes_ = StoredAmount.objects.exclude(kind=StoredAmount.Kind.VECTORS)
     found: int | None = bytes_.aggregate(n=Sum(F("used") + F("reserved")))["n"]
     return found or 0
 
 
 def counted() -> Iterator[tuple[uuid.UUID, Kind, int, int]]:
-    """Return the bytes used and reserved, by user and kind."""
+    """Yield the bytes used and reserved, by user and kind."""
     rows: QuerySet[Any, Any] = StoredAmount.objects.values_list("user_id", "kind", "used", "reserved")
     yield from rows.iterator(chunk_size=2_000)
 
 
 @transaction.atomic
 def recount(user_id: uuid.UUID, kind: Kind, count: Callable[[], int]) -> None:
-    """Set what is used to what `count` finds. Others that store count first, and wait here until it is set."""
+    """Set the used amount to the result of `count`. Others that store count first, and wait here until it is set."""
     mine = StoredAmount.objects.filter(user_id=user_id, kind=kind)
     if not mine.exists() and User.objects.filter(pk=user_id).exists():
         mine.get_or_create(user_id=user_id, kind=kind)
@@ -156,12 +160,12 @@ def recount(user_id: uuid.UUID, kind: Kind, count: Callable[[], int]) -> None:
 
 
 def give_back(user_id: uuid.UUID, kind: Kind, n: int) -> None:
-    """Give back the room of what was deleted, in the transaction that deletes it."""
+    """Give back the room of deleted data, in the transaction that deletes it."""
     StoredAmount.objects.filter(user_id=user_id, kind=kind).update(used=F("used") - n)
 
 
 def expire() -> int:
-    """Give back reservations whose time is over: their processes have died. Returns how many."""
+    """Release expired reservations, whose processes have died. Returns how many."""
     late = StorageReservation.objects.filter(expires_at__lt=Now()).order_by("expires_at")
     ids = list(late.values_list("pk", flat=True)[:_EXPIRED_AT_ONCE])
     for reservation_id in ids:
@@ -170,7 +174,7 @@ def expire() -> int:
 
 
 def _take(reservation_id: uuid.UUID) -> StorageReservation | None:
-    """Delete the reservation and return it. Only one caller can delete it, so it is counted once."""
+    """Delete and return the reservation. Only one caller can delete it, so it is counted once."""
     row = StorageReservation.objects.filter(pk=reservation_id).select_for_update().first()
     if row is not None:
         StorageReservation.objects.filter(pk=reservation_id).delete()

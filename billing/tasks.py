@@ -39,8 +39,8 @@ def check_plans() -> None:
 
 @shared_task(name="billing.sync")
 def sync_payments() -> None:
-    """Fetch what is new at Stripe, and send what Stripe is to do."""
-    # One that PostgreSQL ended for the sake of another transaction does not keep the others from their work.
+    """Fetch news from Stripe, and carry out jobs at Stripe."""
+    # If PostgreSQL ends one step for the sake of another transaction, the others still do their work.
     for step in (
         webhooks.process,
         stripe_jobs.sweep,
@@ -98,6 +98,6 @@ def check_plugin(version_id: str) -> None:
 
 @shared_task(name="billing.tend_plugins")
 def tend_plugins() -> None:
-    """Check what was submitted, and list what has been held long enough."""
+    """Check submitted versions, and list those whose hold is over."""
     submissions.sweep()
     publication.list_due()

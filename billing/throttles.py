@@ -14,7 +14,7 @@ from billing import request_limits
 
 
 class PerTier(BaseThrottle):
-    """Counts requests of users by their plan, and says in headers what is left (the IETF's RateLimit headers).
+    """Counts requests of users by their plan, and reports the rest in headers (the IETF's RateLimit headers).
 
     The tier is on the user that authentication has read, so it costs no query.
     """

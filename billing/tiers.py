@@ -1,7 +1,7 @@
 """Computes a user's plan: the largest of those that anything grants them, else the free one.
 
-`User.tier` is a copy of it that only this module writes, in the transaction that changes what it derives from. A sweep
-finds what ended by itself, by its time; once a day, `check` computes all of them anew.
+`User.tier` is a copy of it that only this module writes, in the transaction that changes its sources. A sweep finds
+plans that ended by time alone; once a day, `check` computes all of them anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from billing.payments.models import GRACE
 
 log = structlog.get_logger(__name__)
 
-# What gives a plan to a user by itself, each as (user_id, tier). A further source is a further SELECT, with UNION ALL.
+# Sources that give a plan to a user by themselves, each as (user_id, tier). A further source is a further SELECT, with
+# UNION ALL.
 _OWN: Final = f"""
 SELECT user_id, tier FROM billing_override WHERE until IS NULL OR until > statement_timestamp()
 UNION ALL
@@ -36,7 +37,7 @@ SELECT user_id, tier FROM billing_subscription WHERE user_id IS NOT NULL AND NOT
     WHERE dispute.subscription_id = billing_subscription.stripe_id AND dispute.status = 'lost' AND NOT dispute.released
 )
 """  # noqa: S608
-# And what a seat gives: the plan of the team's owner, if it is one for teams.
+# Also the plans that seats give: the plan of the team's owner, if it is one for teams.
 _GIVEN: Final = f"""
 {_OWN}
 UNION ALL
@@ -59,13 +60,14 @@ LEFT JOIN best ON best.user_id = account.id
 LEFT JOIN billing_plan AS plan ON plan.position = best.position
 """  # noqa: S608
 _OF_USER: Final = f"{_EFFECTIVE} WHERE account.id = %s"
-# Whoever is on the free plan and is given nothing is right as they are.
+# A user on the free plan whom nothing grants another is right.
 _DIFFERENCES: Final = f"""
 {_EFFECTIVE}
 WHERE account.id IN (SELECT id FROM accounts_user WHERE tier <> 'free' UNION SELECT user_id FROM given)
     AND account.tier <> coalesce(plan.tier, 'free')
 """  # noqa: S608
-# Whose plan, or whose team's, was to end by itself lately. So a beat that stood still for a week missed nothing.
+# Users whose plan, or whose team's, ended by time lately: long enough that a beat that stood still for a week missed
+# nothing.
 _ENDED_LATELY: Final = f"""
 WITH ended AS (
     SELECT user_id FROM billing_override
@@ -105,12 +107,12 @@ def recompute(user_id: UUID) -> str:
 
 
 def differences() -> list[UUID]:
-    """Users whose tier is not what it should be."""
+    """Return users whose tier is wrong."""
     return [user_id for user_id, _, _ in _rows(_DIFFERENCES)]
 
 
 def sweep() -> int:
-    """Set right what has ended by itself. Returns how many users it concerned."""
+    """Correct plans that have ended by time. Returns how many users it concerned."""
     with connection.cursor() as cursor:
         cursor.execute(_ENDED_LATELY)
         found = [user_id for (user_id,) in cursor.fetchall()]
@@ -120,7 +122,7 @@ def sweep() -> int:
 
 
 def check() -> int:
-    """Set right all that is not as it should be, which reads all users with a plan. Returns how many it concerned."""
+    """Correct all wrong plans; reads all users with a plan. Returns how many it concerned."""
     return _recompute_all(differences())
 
 

@@ -15,16 +15,16 @@ from psycopg.types.numeric import Int8
 from billing.allowances import Limits
 from billing.months import Window
 
-# From here on a user is told that little is left.
+# From this percentage on, a user is told that little is left.
 LOW_PERCENT: Final = 80
-# How long after a piece of work should have ended its hold is spent.
+# A hold is spent this long after its work should have ended.
 GRACE: Final = dt.timedelta(seconds=60)
-# From its claim on a turn holds what two requests and a last answer cost.
+# From its claim on, a turn holds the cost of two requests and a last answer.
 _HELD_REQUESTS: Final = 3
 
-# Common table expressions of the statement that claims a turn: they hold what its first two requests usually cost and a
+# Common table expressions of the statement that claims a turn: they hold the usual cost of its first two requests and a
 # last answer, if the user's month has room for it and nothing else limits them. They follow `owner` (with tier and
-# timezone) and `claimed`. If they grant nothing, the first request reserves what it needs itself.
+# timezone) and `claimed`. If they grant nothing, the first request reserves its own cost.
 CLAIM_SQL: Final = """
 month AS (
     SELECT allowance.id, allowance.starts_at, allowance.ends_at, allowance.spent, allowance.reserved,
@@ -57,15 +57,16 @@ CLAIM_COLUMNS: Final = "granted.id, starts_at, ends_at, budget_micro, turn_micro
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The amount that the statement that claims a turn is to hold: `amount` of the
-    user's month, for requests to `model`."""
+    """The amount for the statement that claims a turn to hold: `amount` of the user's month, for requests to
+    `model`.
+    """
 
     hold: UUID
     amount: int
     model: str
 
     def values(self, lasts_s: float) -> dict[str, Any]:
-        """The parameters of CLAIM_SQL."""
+        """Return the parameters of CLAIM_SQL."""
         return {
             "hold": self.hold, "hold_amount": Int8(self.amount), "hold_model": self.model,
             "hold_lasts_s": lasts_s + GRACE.total_seconds(), "low_percent": LOW_PERCENT,
@@ -74,7 +75,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The amount that was held, and what the statement has read of the month."""
+    """The amount that was held, and the month as the statement has read it."""
 
     wish: Wish
     limits: Limits
@@ -83,13 +84,15 @@ class Held:
     is_low: bool
 
 
-# What the first request of a turn cost at most lately, in this process, and its model.
+# The highest recent cost of a turn's first request in this process, and its model.
 _usual: tuple[str, int] = ("", 0)
 
 
 def wish_for_turn() -> Wish | None:
-    """Return what a turn is to hold from its claim on. None unless its user's month alone limits it, and this process
-    knows what a turn costs."""
+    """Return the amount that a turn should hold from its claim on.
+
+    None unless its user's month alone limits it, and this process knows the cost of a turn.
+    """
     model, most = _usual
     if not settings.PLANS or settings.INSTALLATION_BUDGET or not most:
         return None
@@ -97,7 +100,7 @@ def wish_for_turn() -> Wish | None:
 
 
 def held(wish: Wish, row: Sequence[Any]) -> Held | None:
-    """Return what CLAIM_SQL has held, from the values of CLAIM_COLUMNS."""
+    """Return the money that CLAIM_SQL has held, from the values of CLAIM_COLUMNS."""
     allowance, starts_at, ends_at, budget, each, spent, cap, is_low = row
     if allowance is None:
         return None

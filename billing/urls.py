@@ -16,7 +16,7 @@ from billing.views import MeView, PlansView, SubscriptionView
 urlpatterns = [
     path("", include("billing.sso.urls")),
     path("", include("billing.marketplace.urls")),
-    # Here and not with accounts, since it also says what the plan allows.
+    # Not with accounts, since it also has the limits of the plan.
     path("auth/me", MeView.as_view(), name="me"),
     path("billing/plans", PlansView.as_view(), name="billing-plans"),
     path("billing/subscription", SubscriptionView.as_view(), name="billing-subscription"),

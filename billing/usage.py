@@ -1,7 +1,7 @@
 """Stores the use of models by users' work: counted by adiuva.llm.metering, and written once for each piece of work.
 
-Where the work ends in a statement of its own, as a turn does, the figures are written by that statement (`USED_SQL`
-with `used_values`). All else runs within `metered`, which writes what is left when it ends.
+If the work ends in a statement of its own, as a turn does, that statement writes the figures (`USED_SQL` with
+`used_values`). All other work runs within `metered`, which writes the rest when it ends.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _COUNTS: Final = (
 log = structlog.get_logger(__name__)
 
 # Common table expressions for a statement that ends a piece of work. `spender` is its account, locked against its
-# deletion: what else the statement locks comes after it.
+# deletion, before anything else that the statement locks.
 _SPENDER_SQL: Final = """
 spender AS (SELECT id FROM accounts_user WHERE id = %(use_user)s FOR KEY SHARE)
 """
-# Adds to what its user used today; nothing for an account that is gone. The rows are locked in the order of the
-# models' names.
+# Adds to the user's use today; nothing for an account that is gone. The rows are locked in the order of the models'
+# names.
 _USE_SQL: Final = """
 use_of_models AS (
     INSERT INTO billing_use AS known (user_id, day, purpose, agent, model, calls, input_tokens, cached_tokens,
@@ -63,13 +63,13 @@ use_of_models AS (
         unpriced_calls = known.unpriced_calls + excluded.unpriced_calls
 )
 """
-# Behind a `spender` that a statement finds by itself. With `used_values`: adds to what was used.
+# Follows a `spender` that a statement finds by itself. With `used_values`: adds the use.
 USE_SQL: Final = _USE_SQL.format(is_new="true")
-# With `settled_values`: pays it from what is held, too. What was held and is gone was spent in full by the sweep, which
-# counted it as used: then there is nothing to add.
+# With `settled_values`: also pays it from the hold. A hold that is gone was spent in full by the sweep, which counted
+# it as used: then there is nothing to add.
 _USE_ONCE_SQL: Final = _USE_SQL.format(is_new="NOT %(hold_is_expected)s OR EXISTS (SELECT FROM hold)")
 USE_AND_PAY_SQL: Final = f"{budgets.SETTLE_SQL.format(first='spender')}, {_USE_ONCE_SQL}"
-# With the account, which may be gone: what is held for it is paid all the same.
+# With the account, which may be gone: money held for it is paid all the same.
 USED_SQL: Final = f"{_SPENDER_SQL}, {USE_SQL}"
 USED_AND_PAID_SQL: Final = ", ".join(
     (_SPENDER_SQL, budgets.SETTLE_SQL.format(first="(SELECT count(*) FROM spender)"), _USE_ONCE_SQL)
@@ -81,7 +81,7 @@ SETTLED_SQL: Final = f"WITH {USED_AND_PAID_SQL} SELECT"
 def used_values(
     user_id: UUID, purpose: Purpose | str, uses: Sequence[ModelUse], agent: UUID | None = None
 ) -> dict[str, Any]:
-    """The parameters of USED_SQL."""
+    """Return the parameters of USED_SQL."""
     # All numbers have one width, whatever their size: a statement is prepared for each width.
     lists = {f"use_{name}": [Int8(getattr(use, name)) for use in uses] for name in _COUNTS}
     models = [use.model for use in uses]
@@ -97,15 +97,16 @@ def used_values(
 def record(
     user_id: UUID, purpose: Purpose | str, uses: Sequence[ModelUse], agent: UUID | None = None
 ) -> None:
-    """Add to what a user used today, in one statement; none if there is nothing to add."""
+    """Add to a user's use today, in one statement; none if there is nothing to add."""
     if uses:
         with prepared_cursor() as cursor:
             cursor.execute(_RECORD_SQL, used_values(user_id, purpose, uses, agent))
 
 
 def settle(meter: Meter, uses: Sequence[ModelUse], *, is_over: bool) -> None:
-    """Record what a meter has counted and pay it from what the meter holds, in one statement. Once the work `is_over`,
-    the rest is free again."""
+    """Record a meter's counts and pay them from its hold, in one statement. Once the work `is_over`, the rest is free
+    again.
+    """
     if not isinstance(meter, BudgetedMeter):
         record(meter.user_id, meter.purpose, uses, meter.agent)
     elif uses or (is_over and meter.has_held):
@@ -114,8 +115,9 @@ def settle(meter: Meter, uses: Sequence[ModelUse], *, is_over: bool) -> None:
 
 
 def settling(meter: Meter, uses: Sequence[ModelUse]) -> tuple[str, dict[str, Any]]:
-    """Return what `settle` does for work that goes on, as common table expressions of a statement, and their
-    parameters; none if there is nothing to write."""
+    """Return common table expressions that do what `settle` does for work that goes on, and their parameters; none if
+    there is nothing to write.
+    """
     if not uses:
         return "", {}
     if isinstance(meter, BudgetedMeter):
@@ -124,7 +126,7 @@ def settling(meter: Meter, uses: Sequence[ModelUse]) -> tuple[str, dict[str, Any
 
 
 def settled_values(meter: BudgetedMeter, uses: Sequence[ModelUse], *, is_over: bool) -> dict[str, Any]:
-    """The parameters of USED_AND_PAID_SQL."""
+    """Return the parameters of USED_AND_PAID_SQL."""
     cost = sum(use.cost_micro for use in uses)
     return {
         **used_values(meter.user_id, meter.purpose, uses, meter.agent),
@@ -133,7 +135,7 @@ def settled_values(meter: BudgetedMeter, uses: Sequence[ModelUse], *, is_over: b
 
 
 def _settle_rest(meter: Meter, also: Callable[[Sequence[ModelUse]], None] | None) -> None:
-    """Settle what a meter has counted since it was last asked. `also` writes it elsewhere in the same transaction."""
+    """Settle a meter's counts since they were last taken. `also` writes them elsewhere in the same transaction."""
     uses = meter.take()
     with transaction.atomic():
         if also is not None and uses:
@@ -149,7 +151,7 @@ async def metered(
     also: Callable[[Sequence[ModelUse]], None] | None = None,
     **budget: Any,
 ) -> AsyncIterator[Meter]:
-    """Count what the block asks of models as this user's, and settle at its end what nobody has settled by then.
+    """Count the block's use of models as this user's, and at its end settle what nobody has settled by then.
 
     `budget`: further parameters of billing.budgets.meter_for.
     """
@@ -166,7 +168,7 @@ async def metered(
 
 
 def total(uses: Sequence[ModelUse]) -> ModelUse:
-    """The sum over models, under the name of the one that cost most or read most."""
+    """Return the sum over models, under the name of the one that cost most or read most."""
     if not uses:
         return ModelUse("")
     leading = max(uses, key=lambda use: (use.cost_micro, use.output_tokens, use.input_tokens))
@@ -174,6 +176,6 @@ def total(uses: Sequence[ModelUse]) -> ModelUse:
 
 
 def delete_old() -> int:
-    """Delete figures that are kept no longer. Returns how many rows."""
+    """Delete figures past their retention. Returns how many rows."""
     before = dt.datetime.now(dt.UTC).date() - RETENTION
     return delete_in_batches(Use.objects.filter(day__lt=before).order_by("day"))

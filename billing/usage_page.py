@@ -1,4 +1,4 @@
-"""The page on which people see what their work has used this month, and what it cost. It works without scripts."""
+"""The page on which people see the use of models by their work this month, and its cost. It works without scripts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PURPOSES: Final = {
     Purpose.MEMORY: gettext_lazy("Memory"),
     Purpose.VECTORS: gettext_lazy("Vectors of texts"),
 }
-# At these shares of the budget people are told, as they are in a chat.
+# People are told at these shares of the budget, as they are in a chat.
 MARKS: Final = (80, 100)
 
 
@@ -44,7 +44,7 @@ class UsagePage(LoginRequiredMixin, View):
 
 
 def _shown(user: User) -> dict[str, Any]:
-    """Return what the template shows, in the current language."""
+    """Return the template's values, in the current language."""
     window = month_of(timezone.now(), ZoneInfo(user.timezone))
     found = usage_reports.of_user(user.pk, window)
     limits = entitlements.limits_of(user.tier)

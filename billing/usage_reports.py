@@ -28,17 +28,17 @@ _names: list[Callable[[UUID, Collection[UUID]], Mapping[UUID, str]]] = []
 
 
 def name_agents_with(names: Callable[[UUID, Collection[UUID]], Mapping[UUID, str]]) -> None:
-    """Say what a user's agents are called. The app that owns them calls this when it is ready."""
+    """Register the function that names a user's agents. The app that owns them calls this when it is ready."""
     _names.append(names)
 
 
 def names_of_agents(user_id: UUID, ids: Collection[UUID]) -> dict[UUID, str]:
-    """The names of those of a user's agents that are still there."""
+    """Return the names of those of a user's agents that still exist."""
     return {agent: name for names in _names for agent, name in names(user_id, ids).items()} if ids else {}
 
 
 def of_user(user_id: UUID, window: Window) -> dict[str, Any]:
-    """One query: what a user's work has used in a window, in all and by purpose, agent and model."""
+    """Return, in one query, the use of models by a user's work in a window, in all and by purpose, agent and model."""
     rows = (
         Use.objects.of(user_id)
         .filter(day__gte=window.first_day, day__lte=window.last_day)
@@ -58,7 +58,7 @@ def of_user(user_id: UUID, window: Window) -> dict[str, Any]:
 
 
 def stored(user_id: UUID, tier: str) -> list[dict[str, Any]]:
-    """Return what the server keeps for a user and how much it may be, for people: sizes in the current language."""
+    """Return what a user stores on the server, with the limits, for people: sizes in the current language."""
     used, limits = entitlements.usage_of(user_id), entitlements.limits_of(tier)
     return [
         {
@@ -72,7 +72,7 @@ def stored(user_id: UUID, tier: str) -> list[dict[str, Any]]:
 
 
 def amount(feature: str, number: int | None) -> str | None:
-    """Return how much of a feature of plans, as people read it; None is no limit."""
+    """Return an amount of a plan's feature as people read it; None is no limit."""
     if number is None:
         return None
     return number_formats.size(number) if feature.endswith("_bytes") else number_formats.count(number)
@@ -81,7 +81,8 @@ def amount(feature: str, number: int | None) -> str | None:
 def by_day_and_model(
     since: dt.date, *, user_id: UUID | None = None, most: int = 100_000
 ) -> list[tuple[Any, ...]]:
-    """Rows of (day, model, calls, input tokens, of them cached, output tokens, cost in micro-units), newest first.
+    """Return rows of (day, model, calls, input tokens, cached ones of these, output tokens, cost in micro-units),
+    newest first.
 
     At most the newest `most` rows of the table are read.
     """

@@ -44,7 +44,7 @@ class UsageView(APIView):
         return Response(UsageOfMonthSerializer(found).data)
 
     def page_figures(self, data: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """On its page: money and sizes as people read them."""
+        """Return money and sizes for the view's page, as people read them."""
         user = cast(User, self.request.user)
 
         def said(micro: int) -> str:

@@ -1,4 +1,4 @@
-"""REST views of plans and of an account's own. Every query starts from the request's user."""
+"""REST views of plans and of an account's own plan. Every query starts from the request's user."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MeView(accounts.MeView):
 
 
 class PlansView(APIView):
-    """The plans there are, the smallest first."""
+    """The existing plans, the smallest first."""
 
     authentication_classes = []
     permission_classes = [AllowAny]
@@ -61,7 +61,7 @@ class SubscriptionView(APIView):
         return Response(_described(request))
 
     def page_figures(self, data: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """On its page: sizes as people read them."""
+        """Return sizes for the view's page, as people read them."""
         return [
             (each["name"], each["used"] + (f" of {each['limit']}" if each["limit"] else ""))
             for each in usage_reports.stored(user_id(self.request), data["tier"])

@@ -1,4 +1,4 @@
-"""Plugins in the admin: the queue of reviews with what the checks say and what changed, revocations, and reports."""
+"""Plugins in the admin: the queue of reviews with findings and changes, revocations, and reports."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class PluginVersionAdmin(_OfDeveloper):
         }
 
     def act(self, request: HttpRequest, version_id: UUID) -> HttpResponse:
-        """A decision or a revocation, from the form on the version's page."""
+        """Carry out a decision or a revocation, from the form on the version's page."""
         if request.method != "POST" or not self.may_act(request):
             raise PermissionDenied
         given, me = request.POST, cast(User, request.user).pk

@@ -13,7 +13,7 @@ from billing import request_limits
 from billing.marketplace import drafts, own_plugins
 from billing.marketplace.package import MAX_PACKAGE_BYTES
 
-# Which of these a ZIP file is sent as depends on the browser and the system; some name none.
+# The type that a ZIP file is sent as depends on the browser and the system; some name none.
 _MEDIA_TYPES: Final = ("", "application/zip", "application/x-zip-compressed", "application/octet-stream")
 
 
@@ -25,7 +25,7 @@ class PackageTooLarge(AdiuvaError):
 
 
 class NoPackage(AdiuvaError):
-    """Refused before the checks: of a form that has the file in it, they would only say that it is no ZIP file."""
+    """Refused before the checks, which would only say that a form containing the file is no ZIP file."""
 
     code, status = "unsupported_media_type", 415
 
@@ -34,7 +34,7 @@ class NoPackage(AdiuvaError):
 
 
 def package(request: Request) -> Body:
-    """Begin it. Raises what refuses it by its headers and its path."""
+    """Begin to read a package. Raises what refuses it by its headers and its path."""
     request_limits.require(request.user_id, request.tier)
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() not in _MEDIA_TYPES:
         raise NoPackage
@@ -47,7 +47,7 @@ def package(request: Request) -> Body:
 
 
 class PackageBody:
-    """Kept in a file of this machine until it is checked, since a ZIP file is read from its end."""
+    """A package, kept in a file of this machine until it is checked, since a ZIP file is read from its end."""
 
     def __init__(self, user_id: UUID, plugin_id: UUID) -> None:
         self._user_id, self._plugin_id = user_id, plugin_id

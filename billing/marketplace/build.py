@@ -1,4 +1,4 @@
-"""Make a package out of a folder, always with the same bytes for the same files."""
+"""Make a package from a folder, always with the same bytes for the same files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Final
 from adiuva.core.errors import Text
 from billing.marketplace.manifest import MANIFEST_NAME, BadManifest, Manifest, parse_json, parse_manifest
 
-# Times of files would change the package's hash, and tell nobody anything.
+# Times of files would change the package's hash, without telling anybody anything.
 _TIME: Final = (1980, 1, 1, 0, 0, 0)
 _FILE_MODE: Final = 0o100644 << 16
 
@@ -22,24 +22,24 @@ class NotPacked(ValueError):
 
 
 def hidden_files(folder: Path) -> list[str]:
-    """The files that are left out, by their paths."""
+    """Return the paths of the files that are left out."""
     return [path for path, is_hidden in _files(folder) if is_hidden]
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Each file's path below the folder, and whether it is hidden. Raises NotPacked."""
+    """Yield each file's path below the folder, and whether it is hidden. Raises NotPacked."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
         if path.is_symlink() and not is_hidden:
-            # What it leads to may be anything of this machine.
+            # A link may lead to anything on this machine.
             raise NotPacked(f"{name.as_posix()} is a link: put the file itself there")
         if path.is_file():
             yield name.as_posix(), is_hidden
 
 
 def build_package(folder: Path, target: IO[bytes]) -> Manifest:
-    """Pack all files of a folder but hidden ones. Its manifest.json needs no `files`: they are listed here.
+    """Pack all files of a folder except hidden ones. Its manifest.json needs no `files`: they are listed here.
 
     Raises NotPacked, BadManifest, or OSError.
     """

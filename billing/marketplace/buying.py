@@ -22,12 +22,12 @@ from billing.payments.stripe_api import StripeAway
 from billing.payments.stripe_jobs import NotPossible
 
 State = PluginPurchase.State
-# Sales of the last so many days are given back when a plugin is revoked.
+# When a plugin is revoked, sales of this last period are refunded.
 REVOKED_REFUNDS: Final = dt.timedelta(days=30)
 
 
 class PaymentRequired(AdiuvaError):
-    """The answer says where the plugin is paid, and what it costs."""
+    """The answer has the page on which to pay the plugin, and its price."""
 
     code, status = "payment_required", 402
 
@@ -55,7 +55,7 @@ class PayoutsNotReady(Conflict):
 
 
 def may_have(user_id: UUID, plugin: Plugin) -> bool:
-    """Return whether a user may install a plugin as far as money goes: it is free, theirs, or bought."""
+    """Return whether money does not keep a user from installing a plugin: it is free, theirs, or bought."""
     return (
         not plugin.price_cents
         or plugin.developer.user_id == user_id
@@ -64,7 +64,7 @@ def may_have(user_id: UUID, plugin: Plugin) -> bool:
 
 
 def check_out(*, user_id: UUID, plugin: Plugin, site: str = "") -> str:
-    """The address of the page on which a listed plugin is paid. Asked twice, it is the same page.
+    """Return the address of the page on which a listed plugin is paid. A second call returns the same page.
 
     Raises AlreadyBought, PayoutsNotReady, NotInPlan, Invalid, StripeOff, StripeAway, Refused.
     """
@@ -90,21 +90,21 @@ def check_out(*, user_id: UUID, plugin: Plugin, site: str = "") -> str:
         ready = subscribing.ready(job)
         if job.detail == wish:
             return connect_api.get_purchase(ready.stripe_id).url
-        # One of another price, left by a failure or made by a second click: it is open now, and is closed above.
+        # A session of another price, left by a failure or made by a second click: it is open now, and is closed above.
     raise StripeAway("in_progress")
 
 
 def can_be_paid(developer: Developer) -> bool:
     """Return whether a developer's plugins are sold: they have an account, and Stripe has not restricted it.
 
-    Who is only asked by Stripe may sell already: the shares wait.
+    A developer who has not answered Stripe's questions yet may sell already: the shares wait.
     """
     return developer.stripe_account is not None and (developer.payouts_enabled or not developer.account_told)
 
 
 @transaction.atomic
 def _sale(user_id: UUID, plugin: Plugin) -> PluginPurchase:
-    """The user's purchase that is not paid yet, made if there is none. Raises AlreadyBought."""
+    """Return the user's purchase that is not paid yet, made if there is none. Raises AlreadyBought."""
     subscribing.lock(user_id)
     mine = PluginPurchase.objects.of(user_id).filter(plugin=plugin)
     found = mine.exclude(state__in=[State.REFUNDED, State.LOST]).first()
@@ -129,7 +129,7 @@ def _last(sale: PluginPurchase) -> StripeJob | None:
 
 
 def _still_open(sale: PluginPurchase, wish: dict[str, Any]) -> str:
-    """The address of the session, if it is open and for the same; otherwise it is closed. Raises AlreadyBought."""
+    """Return the address of the session if it is open and for the same; otherwise close it. Raises AlreadyBought."""
     session = sale.session or ""
     state = connect_api.get_purchase(session)
     if state.status == "open":
@@ -147,12 +147,12 @@ def _still_open(sale: PluginPurchase, wish: dict[str, Any]) -> str:
 
 @transaction.atomic
 def _wanted(user_id: UUID, sale: PluginPurchase, wish: dict[str, Any]) -> StripeJob | None:
-    """The job of a session, or None if another click has opened one meanwhile."""
+    """Return the job of a session, or None if another click has opened one meanwhile."""
     subscribing.lock(user_id)
     row = PluginPurchase.objects.select_for_update(no_key=True).get(pk=sale.pk)
     if row.session != sale.session or row.state != State.OPEN:
         return None
-    # Who owns the plugin may have changed since the first click.
+    # The plugin's owner may have changed since the first click.
     owner = Plugin.objects.values_list("developer_id", flat=True).get(pk=row.plugin_id)
     row.developer_id, row.total_cents, row.currency = owner, wish["cents"], wish["currency"]
     row.save(update_fields=["developer", "total_cents", "currency"])
@@ -190,7 +190,7 @@ stripe_jobs.register(StripeJob.Kind.PURCHASE, stripe_jobs.Kind(_send, _look, _do
 
 
 def is_bought(*, user_id: UUID, purchase_id: UUID) -> bool:
-    """Return whether a user has what they come back from paying. Asks Stripe if it is not known yet."""
+    """Return whether a user has the purchase that they return from paying. Asks Stripe if that is not known yet."""
     mine = PluginPurchase.objects.of(user_id).filter(pk=purchase_id)
     if mine.filter(state=State.OPEN).exclude(session=None).exists():
         try:
@@ -205,7 +205,7 @@ def is_bought(*, user_id: UUID, purchase_id: UUID) -> bool:
 
 @transaction.atomic
 def refund(*, purchase: PluginPurchase, cents: int | None = None) -> StripeJob:
-    """Have a purchase refunded, all that is left of it by default. The developer's part is taken back by itself.
+    """Have a purchase refunded, by default all that is left of it. The developer's part is then taken back as well.
 
     Raises Invalid, and Conflict while it is disputed or another refund is on its way.
     """
@@ -227,9 +227,9 @@ def refund(*, purchase: PluginPurchase, cents: int | None = None) -> StripeJob:
 
 
 def refund_recent(*, plugin: Plugin) -> tuple[int, int]:
-    """Refund what was bought of a plugin in the last 30 days, as when it was revoked.
+    """Refund the sales of a plugin in the last 30 days, as when it was revoked.
 
-    Returns how many, and how many could not be refunded yet: they are disputed, or Stripe is being asked about them.
+    Returns how many, and how many could not be refunded yet: they are disputed, or Stripe is working on them.
     """
     recent = plugin.purchases.filter(state__in=(State.PAID, State.DISPUTED))
     done = left = 0

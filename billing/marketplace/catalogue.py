@@ -1,6 +1,6 @@
 """The catalogue of listed plugins: search, categories, three orders.
 
-A page is one query, and a count that is kept for a minute.
+A page takes one query, and a count that is cached for a minute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_TERMS: Final = 8
 _COUNT_LASTS_S: Final = 60.0
 _MOST_COUNTS: Final = 64
 
-# By category, in this process: how many, and until when that counts.
+# Cached counts by category, in this process, each with the time when it expires.
 _counts: dict[str, tuple[int, float]] = {}
 
 
@@ -39,7 +39,7 @@ class CatalogueResult:
 def find(
     *, q: str = "", category: str = "", sort: str = "rating", page: int = 1, limit: int = 50
 ) -> CatalogueResult:
-    """A page of what is listed, from 1. Words are found by how they begin; all of them must be there."""
+    """Return a page of listed plugins, from 1. Words match by their beginnings; all of them must occur."""
     rows = Plugin.objects.listed()
     if category:
         rows = rows.filter(category=category)
@@ -56,7 +56,7 @@ def find(
     if start >= total:
         return CatalogueResult([], total, page)
     order = (SORTS[sort], "id")
-    # What is before a page is passed over in the index alone, however deep the page; only its own rows are read.
+    # The index alone skips the earlier pages, however many; only the page's own rows are read.
     ids = rows.order_by(*order).values("pk")[start : start + limit]
     shown = Plugin.objects.filter(pk__in=ids).select_related("developer", "current_version")
     return CatalogueResult(list(shown.defer("current_version__manifest").order_by(*order)), total, page)
@@ -77,7 +77,7 @@ def forget_counts() -> None:
 
 
 def get(plugin_id: UUID, *, user_id: UUID | None = None) -> Plugin:
-    """A plugin that is listed; also one that is not, for who publishes it or has it. Raises NoSuchPlugin."""
+    """Return a listed plugin, or an unlisted one for its publisher and users who have it. Raises NoSuchPlugin."""
     allowed = Q(state=Plugin.State.LISTED)
     if user_id is not None:
         installed = PluginInstall.objects.of(user_id).filter(plugin=OuterRef("pk"))
@@ -91,7 +91,7 @@ def get(plugin_id: UUID, *, user_id: UUID | None = None) -> Plugin:
 
 
 def by_slug(slug: str) -> Plugin:
-    """A listed plugin. Raises NoSuchPlugin."""
+    """Return a listed plugin. Raises NoSuchPlugin."""
     found = Plugin.objects.listed().filter(slug=slug).select_related("developer", "current_version").first()
     if found is None:
         raise NoSuchPlugin
@@ -110,7 +110,7 @@ def average(plugin: Plugin) -> float | None:
 
 
 def described(plugin: Plugin) -> dict[str, Any]:
-    """As a list has it."""
+    """Return a plugin as lists show it."""
     version = plugin.current_version
     return {
         "id": plugin.pk,
@@ -134,7 +134,7 @@ def described(plugin: Plugin) -> dict[str, Any]:
 
 
 def in_full(plugin: Plugin) -> dict[str, Any]:
-    """As its own page has it, with what a client needs to check a package."""
+    """Return a plugin as its own page shows it, with the data that a client needs to check a package."""
     version = plugin.current_version
     return {
         **described(plugin),

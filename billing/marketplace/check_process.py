@@ -1,7 +1,7 @@
-"""The process in which one package is checked: `python -m billing.marketplace.check_process < package.zip`.
+"""The process that checks one package: `python -m billing.marketplace.check_process < package.zip`.
 
-It limits its own memory, time and files before it reads the first byte, and answers with a report in JSON. Without
-Django: it has neither settings, nor the database, nor an environment.
+It limits its own memory, time and files before it reads the first byte, and answers with a report in JSON. It runs
+without Django: it has neither settings, nor the database, nor an environment.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
         ("RLIMIT_NOFILE", _MAX_FILES),
         ("RLIMIT_CORE", 0),
     ):
-        with suppress(ValueError, OSError, AttributeError):  # not every system has each
+        with suppress(ValueError, OSError, AttributeError):  # not every system has all of them
             resource.setrlimit(getattr(resource, name), (most, most))
     report = check_package(io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False)))
     sys.stdout.buffer.write(orjson.dumps(as_answer(report)))

@@ -1,4 +1,4 @@
-"""Developers' accounts at Stripe, to which their shares go: opened once, and copied when Stripe tells of them."""
+"""Developers' accounts at Stripe, which get their shares: opened once, and copied when Stripe reports changes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from billing.payments.stripe_jobs import NotPossible
 
 
 def page_of(*, developer: Developer) -> str:
-    """The address of Stripe's page for a developer: where they say who they are, or once that is done, their earnings.
+    """Return the address of Stripe's page for a developer: first to identify themselves, later to see their earnings.
 
-    The account is opened with the first call. Raises StripeOff, StripeAway, Refused.
+    The first call opens the account. Raises StripeOff, StripeAway, Refused.
     """
     if not stripe_api.is_on():
         raise stripe_api.StripeOff
@@ -66,12 +66,12 @@ stripe_jobs.register(StripeJob.Kind.ACCOUNT, stripe_jobs.Kind(_send, _look, _don
 
 
 def want(developers: Q) -> None:
-    """Ask for new copies of these developers' accounts."""
+    """Request new copies of these developers' accounts."""
     _COPIES.want(Developer.objects.filter(developers).exclude(stripe_account=None))
 
 
 def run(most: int = 50) -> int:
-    """Fetch what is wanted and due. Returns how many copies were tried."""
+    """Fetch wanted copies that are due. Returns how many were tried."""
     return _COPIES.run(most)
 
 
@@ -88,7 +88,7 @@ def _write(lease: Lease[Developer], state: AccountState, wanted: int) -> None:
 
 
 def _shut(row: Developer, reason: str) -> None:
-    """Stripe has no such account, or it is not ours any more."""
+    """Note that Stripe has no such account, or that it is not ours any more."""
     row.payouts_enabled = False
 
 
@@ -96,12 +96,12 @@ _COPIES: Final = Copies(Developer, _get, _write, _shut)
 
 
 def refresh(developer_id: UUID) -> None:
-    """Fetch an account now, for who came back from Stripe's page, unless another process is about to."""
+    """Fetch an account now, for a developer who returns from Stripe's page, unless another process is about to."""
     want(Q(pk=developer_id))
     with suppress(StripeAway, Refused):  # the row says when it is tried again
         _COPIES.fetch_free(Developer.objects.filter(pk=developer_id).exclude(stripe_account=None))
 
 
 def compare() -> None:
-    """Ask for a copy of each account: what is told of accounts is not listed with the other events."""
+    """Request a copy of each account: events about accounts are not listed with the others."""
     want(Q(stripe_account__isnull=False))

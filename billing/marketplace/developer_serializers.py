@@ -1,4 +1,4 @@
-"""REST forms of developers: who they are, what they earn, and to whom they give a plugin."""
+"""REST forms of developers: their names, their earnings, and the transfer of a plugin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class OnboardingSerializer(serializers.Serializer[Any]):
 
 
 class EarningSerializer(serializers.Serializer[Any]):
-    """What was sold in one currency. All sums are cents."""
+    """Sales in one currency. All sums are cents."""
 
     currency = serializers.CharField()
     sales = serializers.IntegerField(help_text="How many.")

@@ -50,7 +50,7 @@ class Suspended(AdiuvaError):
 
 
 def of_user(user_id: UUID) -> Developer:
-    """Raises NoDeveloper."""
+    """Return a user as a developer. Raises NoDeveloper."""
     found = Developer.objects.filter(user_id=user_id).first()
     if found is None:
         raise NoDeveloper
@@ -58,7 +58,7 @@ def of_user(user_id: UUID) -> Developer:
 
 
 def active(user_id: UUID) -> Developer:
-    """A user as a developer who may publish and sell. Raises NoDeveloper, Suspended."""
+    """Return a user as a developer who may publish and sell. Raises NoDeveloper, Suspended."""
     found = of_user(user_id)
     if found.state != Developer.State.ACTIVE:
         raise Suspended
@@ -113,18 +113,18 @@ def describe(developer: Developer) -> dict[str, Any]:
 
 
 def part(user_id: UUID) -> None:
-    """In the transaction that deletes an account: withdraw its plugins, and forget who published them.
+    """Withdraw the plugins of an account, in the transaction that deletes it, and forget who published them.
 
-    Who bought one keeps it, and what is due is still sent to the account at Stripe.
+    Buyers keep them, and due shares are still sent to the account at Stripe.
     """
     found = Developer.objects.select_for_update(no_key=True).filter(user_id=user_id).first()
-    # Also those whose sums of ratings change with the account's.
+    # Also plugins whose sums of ratings change with the account's.
     plugins = Plugin.objects.filter(Q(developer__user=user_id) | Q(user_ratings__user=user_id)).values("pk")
     list(
         Plugin.objects.filter(pk__in=plugins).order_by("pk").select_for_update(no_key=True).values_list("pk")
     )
     bought = PluginPurchase.objects.of(user_id).order_by("pk")
-    list(bought.select_for_update(no_key=True).values_list("pk"))  # which lose their user
+    list(bought.select_for_update(no_key=True).values_list("pk"))  # these lose their user
     if found is None:
         return
     found.plugins.filter(state=Plugin.State.LISTED).update(state=Plugin.State.WITHDRAWN)

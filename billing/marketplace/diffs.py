@@ -19,7 +19,9 @@ _MAX_LINE: Final = 500
 
 @dataclass
 class Diff:
-    """`lines` as `diff -u` has them; `cut` if there were more. `files` that are no text, with what became of them."""
+    """The difference. `lines` in the form of `diff -u`; `cut` if there were more. `files` that are no text, with what
+    became of them.
+    """
 
     against: str = ""
     new_permissions: list[str] = field(default_factory=list)
@@ -29,13 +31,15 @@ class Diff:
 
 
 def last_approved(version: PluginVersion) -> PluginVersion | None:
-    """The version that was approved before it."""
+    """Return the version that was approved before it."""
     rows = PluginVersion.objects.filter(plugin=version.plugin_id, state__in=PluginVersion.SIGNED)
     return rows.exclude(pk=version.pk).order_by("-reviewed_at").first()
 
 
 def diff(version: PluginVersion) -> Diff:
-    """Against the last approved version; all of it if there is none. Raises BadPackage, ObjectMissing, StorageAway."""
+    """Compare with the last approved version; without one, all is new. Raises BadPackage, ObjectMissing,
+    StorageAway.
+    """
     before = last_approved(version)
     old = _files(before) if before is not None else {}
     found = Diff(against=before.version if before is not None else "")

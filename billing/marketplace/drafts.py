@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 MAX_PLUGINS: Final = 50
 MAX_DRAFTS: Final = 20
-# For how long the bytes of an upload are kept if nothing comes to refer to them.
+# How long the bytes of an upload are kept if no row comes to refer to them.
 _STORING: Final = dt.timedelta(hours=1)
 
 
@@ -46,7 +46,7 @@ class TooMany(Conflict):
 
 
 def owned(user_id: UUID, plugin_id: UUID, *, locked: bool = False) -> Plugin:
-    """A plugin that a user publishes. Raises NoSuchPlugin."""
+    """Return a plugin that a user publishes. Raises NoSuchPlugin."""
     plugins = Plugin.objects.of(user_id).select_related("developer")
     if locked:
         plugins = plugins.select_for_update(of=("self",), no_key=True)
@@ -80,7 +80,7 @@ def create(*, user_id: UUID, slug: str, name: str, category: str, price_cents: i
 
 
 def check_others(developer: Developer, slug: str, name: str) -> None:
-    """Raises NameTooClose if people can take it for another developer's plugin."""
+    """Raise NameTooClose if people can mistake it for another developer's plugin."""
     theirs = Plugin.objects.exclude(developer=developer).exclude(
         developer__state=Developer.State.GONE, state=Plugin.State.DRAFT
     )
@@ -94,7 +94,7 @@ def check_others(developer: Developer, slug: str, name: str) -> None:
 
 @transaction.atomic
 def change(*, user_id: UUID, plugin_id: UUID, **changes: Any) -> Plugin:
-    """Change `category` or `price_cents`; those who bought it have bought it. Raises NoSuchPlugin, Invalid."""
+    """Change `category` or `price_cents`; earlier buyers are not affected. Raises NoSuchPlugin, Invalid."""
     plugin = owned(user_id, plugin_id, locked=True)
     _check_price(changes.get("price_cents", 0))
     for name in changes.keys() & {"category", "price_cents"}:
@@ -126,7 +126,7 @@ def may_upload(*, user_id: UUID, plugin_id: UUID) -> None:
 def upload(*, user_id: UUID, plugin_id: UUID, package: IO[bytes]) -> PluginVersion:
     """Check a package, which is a file on disk, and keep it as a draft.
 
-    Raises PackageRefused, VersionExists, CheckAway, StorageFull, StorageAway, and as `may_upload`.
+    Raises PackageRefused, VersionExists, CheckAway, StorageFull, StorageAway, and what `may_upload` raises.
     """
     may_upload(user_id=user_id, plugin_id=plugin_id)
     plugin = owned(user_id, plugin_id)
@@ -171,7 +171,7 @@ def _checked(plugin: Plugin, package: IO[bytes]) -> tuple[Manifest, Report]:
 
 
 def _stored(package: IO[bytes], size: int) -> str:
-    """Store the bytes. The garbage queue lists them until a row refers to them. Returns the object's name."""
+    """Store the bytes, and return the object's name. The garbage queue lists them until a row refers to them."""
     name = new_name()
     Garbage.objects.create(name=name, not_before=Now() + _STORING)
     package.seek(0)

@@ -18,7 +18,7 @@ _MONTH: Final = "%Y-%m"
 
 
 def month_of(period: str) -> tuple[dt.datetime, dt.datetime]:
-    """The first moment of a month such as 2026-11, and of the next, in UTC. Raises Invalid."""
+    """Return the first moment of a month such as 2026-11, and of the next, in UTC. Raises Invalid."""
     try:
         if len(period) != 7:
             raise ValueError
@@ -30,11 +30,11 @@ def month_of(period: str) -> tuple[dt.datetime, dt.datetime]:
 
 
 def earnings(developer: Developer, period: str | None = None) -> list[dict[str, Any]]:
-    """For each currency: what was sold in a month, or ever, and what became of it. All in cents.
+    """Return, by currency, the sales of a month, or of all time, and what became of the money. All in cents.
 
-    `share` is what is due to the developer of these sales, `refunded` what went back to buyers, `settled` what was sent
-    to them of the share, `on_hold` what waits for its hold, `waiting` what is to be sent, and `debt` what they have too
-    much. Raises Invalid.
+    `share`: the developer's part of these sales; `refunded`: the money that went back to buyers; `settled`: the part of
+    the share that was sent; `on_hold`: the part that waits for its hold; `waiting`: the part to be sent; `debt`: the
+    amount that they have too much. Raises Invalid.
     """
     sales = developer.sales.exclude(state=State.OPEN)
     if period is not None:

@@ -26,7 +26,7 @@ class VersionExists(Conflict):
 
 
 class PackageRefused(AdiuvaError):
-    """`findings` in the answer: what is wrong, in the language of who sent it."""
+    """The package was refused. `findings` in the answer: the problems, in the sender's language."""
 
     code, status = "bad_package", 400
 
@@ -38,7 +38,7 @@ class PackageRefused(AdiuvaError):
 
 
 class WrongState(Conflict):
-    """The version is somewhere else on its way than the step begins."""
+    """The version is not in the state in which the step begins."""
 
     code = "wrong_state"
 

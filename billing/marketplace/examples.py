@@ -1,6 +1,7 @@
-"""Publishes plugins of a folder as a developer of their own, for who tries a server out: the catalogue is not empty.
+"""Publishes the plugins of a folder under a developer of their own, so that the catalogue of a server for trial is not
+empty.
 
-They take the way of every plugin: uploaded, checked, approved in the name of somebody of the staff, signed. Only the
+They take the way of every plugin: uploaded, checked, approved in the name of a member of the staff, signed. Only the
 hold is ended at once.
 """
 
@@ -46,7 +47,7 @@ class NotChecked(Exception):
 
 
 def publish(folder: Path, *, reviewer_id: UUID, prices: Mapping[str, int]) -> Iterator[PluginVersion]:
-    """List each plugin of a folder, one after the other; what is listed already stays as it is.
+    """List each plugin of a folder, one after the other; listed ones stay as they are.
 
     `prices`: in cents, by the plugin's id. Without Stripe all are free. Raises NotPacked, BadManifest, OSError,
     NotChecked, AdiuvaError.
@@ -73,7 +74,7 @@ def _developer() -> Developer:
 
 
 def _draft(developer: Developer, manifest: Manifest, package: IO[bytes], price_cents: int) -> PluginVersion:
-    """The version of a package, uploaded unless it is there."""
+    """Return the version of a package, uploaded unless it exists."""
     assert developer.user_id is not None
     plugin = Plugin.objects.filter(developer=developer, slug=manifest.id).first()
     if plugin is None:
@@ -89,7 +90,7 @@ def _draft(developer: Developer, manifest: Manifest, package: IO[bytes], price_c
 
 
 def _listed(version: PluginVersion, reviewer_id: UUID) -> PluginVersion:
-    """Take a version to the catalogue from wherever an earlier start has left it. Raises AdiuvaError."""
+    """Take a version to the catalogue from the state in which an earlier start has left it. Raises AdiuvaError."""
     owner = version.author.user_id
     assert owner is not None
     if version.state == State.DRAFT:

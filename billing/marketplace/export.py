@@ -55,7 +55,7 @@ def _published(user_id: UUID) -> Rows:
     of_version = ["author", "tries", "not_before", "object", *LEASE_FIELDS]
     for row in _rows(PluginVersion, of_version, plugin__developer__user_id=user_id):
         yield {"row": "version", **row}
-    # Who of the staff did it is not the user's data.
+    # Which member of the staff did it is not the user's data.
     for name, model, but in (
         ("check", PluginCheck, []),
         ("review", PluginReview, ["reviewer"]),

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from adiuva.core.errors import packed, unpacked
 
-# A package that is wrong in each of its files is not described file by file.
+# The most findings of a package, so that one that is wrong in every file is not described file by file.
 MAX_FINDINGS: Final = 100
 
 
@@ -17,12 +17,12 @@ class Severity(StrEnum):
     """The version is not published."""
 
     REVIEW = "review"
-    """Who reviews it must look at this place."""
+    """A reviewer must look at this place."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem: in which file, at which line (from 1; 0 if it is not a line's), and what is wrong.
+    """One problem: its file, its line (from 1; 0 if it is in no line), and a description.
 
     It never quotes a secret.
     """

@@ -23,7 +23,7 @@ class InstallSerializer(serializers.Serializer[Any]):
 
 
 class InstalledSerializer(serializers.Serializer[Any]):
-    """Where the package is, and what a client needs to check it before it is used."""
+    """The package's address, and the data that a client needs to check it before use."""
 
     ok = serializers.BooleanField()
     download_url = serializers.URLField(help_text="Good for 5 minutes, without a token of its own.")

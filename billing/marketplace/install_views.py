@@ -30,7 +30,7 @@ _GONE: Final = OpenApiResponse(Problem, "The version was revoked; `reason` says 
 
 
 class InstallView(APIView):
-    """Install a plugin, or update it, or remove it. What it does on the device is the client's work."""
+    """Install a plugin, or update it, or remove it. The client does the work on the device."""
 
     serializer_class = InstallSerializer
 
@@ -108,7 +108,7 @@ class DownloadView(APIView):
     permission_classes = [AllowAny]
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Whatever is accepted: the package is what it is, and refusals are JSON."""
+        """Accept whatever is asked: the package has one form, and refusals are JSON."""
         return super().perform_content_negotiation(request, force=True)
 
     @extend_schema(

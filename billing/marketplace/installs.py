@@ -1,7 +1,8 @@
-"""Installing, updating and removing plugins. The client does it on the device; here is who may, and what they granted.
+"""Installing, updating and removing plugins: who may, and which permissions they granted. The client acts on the
+device.
 
-Whoever may install gets an address of ours with the package, which is good for a few minutes. The version is chosen
-while the plugin's row is locked, as it is when one is listed, yanked or revoked: what is not listed is not installed.
+A user who may install gets an address of ours with the package, which is valid for a few minutes. The version is chosen
+while the plugin's row is locked, as when one is listed, yanked or revoked: an unlisted version is not installed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class NotListed(Conflict):
 
 
 class Revoked(AdiuvaError):
-    """`reason` in the answer: why, as staff wrote it."""
+    """The version was revoked. `reason` in the answer: the words of staff."""
 
     code, status = "revoked", 410
 
@@ -50,7 +51,9 @@ class Revoked(AdiuvaError):
 
 
 class PermissionsGrown(Conflict):
-    """The user has to agree first. The answer has what the version asks for, and which of it is new to them."""
+    """The user has to agree first. The answer has the permissions that the version asks for, and those that are new to
+    the user.
+    """
 
     code = "permissions_grown"
 
@@ -78,11 +81,11 @@ class Installed:
 def install(
     *, user_id: UUID, plugin_id: UUID, agreed: Sequence[str] | None = None, site: str = ""
 ) -> Installed:
-    """Install a plugin or update it, or give the address of its package once more.
+    """Install a plugin or update it, or return the address of its package once more.
 
-    `agreed`: the permissions that the user was shown and agreed to. Clients of before name none: their first install is
-    the agreement to what the catalogue shows, and an update that asks for more is refused. Raises NotInPlan,
-    NoSuchPlugin, NotListed, Revoked, PermissionsGrown, PaymentRequired, PayoutsNotReady, StripeOff, StripeAway.
+    `agreed`: the permissions that the user was shown and agreed to. Older clients name none: their first install is the
+    agreement to those in the catalogue, and an update that asks for more is refused. Raises NotInPlan, NoSuchPlugin,
+    NotListed, Revoked, PermissionsGrown, PaymentRequired, PayoutsNotReady, StripeOff, StripeAway.
     """
     entitlements.require(user_id, "plugins")
     plugin = _find(user_id, plugin_id)
@@ -99,7 +102,7 @@ def _find(user_id: UUID, plugin_id: UUID) -> Plugin:
 
 
 def _have_it_bought(user_id: UUID, plugin: Plugin, site: str) -> None:
-    """Raises PaymentRequired, unless the plugin has just been paid."""
+    """Raise PaymentRequired, unless the plugin has just been paid."""
     try:
         url = buying.check_out(user_id=user_id, plugin=plugin, site=site)
     except AlreadyBought:
@@ -111,7 +114,7 @@ def _have_it_bought(user_id: UUID, plugin: Plugin, site: str) -> None:
 
 @transaction.atomic
 def _install(user_id: UUID, plugin_id: UUID, agreed: Sequence[str] | None) -> Installed:
-    """The account is locked first, then the plugin."""
+    """Install a plugin. Locks the account first, then the plugin."""
     entitlements.require(user_id, "plugins", locked=True)
     plugin = (
         Plugin.objects.select_for_update(of=("self",), no_key=True)
@@ -130,7 +133,7 @@ def _install(user_id: UUID, plugin_id: UUID, agreed: Sequence[str] | None) -> In
     if mine is None:
         counts = plugin.developer.user_id != user_id
         mine = PluginInstall(user_id=user_id, plugin=plugin, counted=counts)
-        if counts:  # once for each user, however often it is installed
+        if counts:  # counted once for each user, however often it is installed
             Plugin.objects.filter(pk=plugin.pk).update(installs=F("installs") + 1)
     elif not is_update:
         mine.installed_at = Now()
@@ -142,7 +145,7 @@ def _install(user_id: UUID, plugin_id: UUID, agreed: Sequence[str] | None) -> In
 
 
 def _version_for(user_id: UUID, plugin: Plugin, mine: PluginInstall | None) -> PluginVersion:
-    """The version that a user may have now: the listed one, or of what is no longer offered their own."""
+    """Return the version that a user may have now: the listed one, or their own if the plugin is no longer offered."""
     versions = PluginVersion.objects.filter(plugin=plugin)
     if plugin.state == Plugin.State.LISTED:
         listed = versions.filter(pk__in=[plugin.current_version_id], state=State.LISTED).first()
@@ -154,7 +157,7 @@ def _version_for(user_id: UUID, plugin: Plugin, mine: PluginInstall | None) -> P
             raise Revoked(own.reason)
         if own.state in (State.LISTED, State.YANKED) and plugin.state != Plugin.State.SUSPENDED:
             return own
-    # Who bought it keeps it, also after its developer withdrew it.
+    # Buyers keep it, even after its developer withdrew it.
     if plugin.state == Plugin.State.WITHDRAWN and _has_bought(user_id, plugin):
         last = versions.filter(state__in=(State.LISTED, State.YANKED)).order_by("-listed_at").first()
         if last is not None:
@@ -171,13 +174,13 @@ def _has_bought(user_id: UUID, plugin: Plugin) -> bool:
 
 @transaction.atomic
 def uninstall(*, user_id: UUID, plugin_id: UUID) -> None:
-    """Note that a user removed a plugin. What is not installed is removed. Raises NoSuchPlugin."""
+    """Note that a user removed a plugin, if it is installed. Raises NoSuchPlugin."""
     _find(user_id, plugin_id)
     PluginInstall.objects.of(user_id).present().filter(plugin_id=plugin_id).update(removed_at=Now())
 
 
 def package_of(token: str) -> PluginVersion:
-    """The version that the address of a download names. Raises DownloadOver, Revoked."""
+    """Return the version that the address of a download names. Raises DownloadOver, Revoked."""
     try:
         version_id, user_id = signing.loads(token, salt=_SALT, max_age=DOWNLOAD_LASTS)
     except (signing.BadSignature, ValueError):
@@ -192,7 +195,7 @@ def package_of(token: str) -> PluginVersion:
 
 
 def installed(user_id: UUID) -> list[dict[str, Any]]:
-    """A user's plugins, each with what there is to update, and `revoked` or `refunded` if it is not to be used."""
+    """Return a user's plugins, each with its update, and `revoked` or `refunded` if it is not to be used."""
     mine = (
         PluginInstall.objects.of(user_id)
         .present()
@@ -203,8 +206,7 @@ def installed(user_id: UUID) -> list[dict[str, Any]]:
 
 
 def _is_refunded(user_id: UUID) -> Q:
-    """Select installs whose plugin the user bought and got the money back for. A
-    plugin that is free by now is free for them."""
+    """Select installs whose plugin the user bought and got the money back for, unless it is free by now."""
     bought = PluginPurchase.objects.of(user_id).filter(plugin=OuterRef("plugin"))
     back = bought.filter(state__in=(PluginPurchase.State.REFUNDED, PluginPurchase.State.LOST))
     return Q(Exists(back)) & ~Q(Exists(bought.owning())) & Q(plugin__price_cents__gt=0)

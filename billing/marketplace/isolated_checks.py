@@ -1,6 +1,6 @@
 """Checks a package in a process of its own, with limits on memory and time.
 
-Whatever ends that process lets nothing pass.
+If anything ends that process, nothing passes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ TOO_MUCH: Final = Text("it takes too much time or memory to check")
 
 
 class Unchecked(Exception):
-    """The process could not be started, or has answered with something else than a report."""
+    """The process could not be started, or answered with something other than a report."""
 
 
 def check(package: IO[bytes]) -> Report:
-    """The report of all checks on a package in a file (a real one, on disk).
+    """Return the report of all checks on a package in a file (a real one, on disk).
 
     A package that ends its checker is refused by a finding. Raises Unchecked where the fault is ours.
     """
@@ -70,7 +70,7 @@ def refusal(problem: str) -> Report:
 
 
 def _report(answer: bytes) -> Report:
-    """Check what the process says, because a hostile package may have taken it over."""
+    """Check the process's answer, because a hostile package may have taken it over."""
     try:
         found: dict[str, Any] = orjson.loads(answer)
         manifest = found["manifest"]
@@ -90,7 +90,7 @@ def _report(answer: bytes) -> Report:
 
 
 def _with_manifest_checks(report: Report) -> Report:
-    """Those that other apps have added know rows and settings, and look at nothing but the manifest."""
+    """Add the checks of other apps, which need rows and settings, and look at nothing but the manifest."""
     if report.manifest is not None:
         checks.check_manifest(report, but=report.results.keys())
     return report

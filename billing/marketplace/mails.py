@@ -1,6 +1,6 @@
-"""Tells developers of plugins that change hands: who is offered one, and whose goes to somebody else.
+"""Tells developers of plugins that change hands: the one who is offered a plugin, and its former owner.
 
-Accounts are stolen to get at the plugins of honest people, so the owner learns of it while it can be stopped.
+Accounts are stolen to get at the plugins of honest people, so the owner is told while the transfer can be stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from billing.marketplace.user_models import PluginTransfer
 
 Kind = Mail.Kind
 State = PluginTransfer.State
-# Each has a reason as long as the transfer is in this state.
+# Each mail has a reason as long as the transfer is in this state.
 _WHILE: Final = {
     Kind.PLUGIN_OFFERED: State.ASKED,
     Kind.PLUGIN_LEAVES: State.ACCEPTED,
@@ -34,7 +34,7 @@ def register() -> None:
 
 
 def order(kind: Mail.Kind, transfer: PluginTransfer, to: Developer) -> None:
-    """In the transaction that takes the transfer to its state. Who has deleted their account is told nothing."""
+    """Order a mail in the transaction that takes the transfer to its state. A deleted account gets none."""
     if to.user is not None:
         mails.order(kind, user=to.user, about=transfer.pk)
 

@@ -1,4 +1,4 @@
-"""A package's manifest.json: what the plugin claims to be, and the hash of each of its files."""
+"""A package's manifest.json: the plugin's claims about itself, and the hash of each of its files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Line = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whit
 
 
 class BadManifest(ValueError):
-    """The manifest cannot be used. `problems` has a sentence for each part that is wrong, with the part's name."""
+    """The manifest cannot be used. `problems` has a sentence for each wrong part, with the part's name."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
@@ -66,7 +66,9 @@ class _Part(BaseModel):
 
 
 class AgentTemplate(_Part):
-    """What an agent made from it begins with. Folders or mailbox, device and account are the user's to choose."""
+    """The initial configuration of an agent made from it. Folders or mailbox, device and account are the user's to
+    choose.
+    """
 
     name: Line
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
@@ -90,10 +92,10 @@ class Manifest(_Part):
     homepage: Annotated[str, StringConstraints(max_length=200)] = ""
     permissions: Annotated[list[str], Field(max_length=len(PERMISSIONS))] = []
     hosts: Annotated[list[str], Field(max_length=MAX_HOSTS)] = []
-    """What `network` may reach: exact host names, by https alone."""
+    """The hosts that `network` may reach: exact names, by https alone."""
 
     file_kinds: Annotated[list[str], Field(max_length=20)] = []
-    """Of an importer: the extensions that it reads, such as ".vcf"."""
+    """The extensions that an importer reads, such as ".vcf"."""
 
     entry: Annotated[str, StringConstraints(max_length=200)] = ""
     """The file that the client runs, or a theme's style sheet."""
@@ -177,7 +179,7 @@ class Manifest(_Part):
 
 
 def parse_manifest(raw: bytes) -> Manifest:
-    """Raises BadManifest."""
+    """Return a checked manifest. Raises BadManifest."""
     try:
         return Manifest.model_validate(parse_json(raw))
     except ValidationError as error:
@@ -185,13 +187,13 @@ def parse_manifest(raw: bytes) -> Manifest:
 
 
 def _said(error: Any) -> str:
-    """Return what is wrong with a part; for the commonest mistakes, in words of ours."""
+    """Describe what is wrong with a part; the commonest mistakes in words of ours."""
     ours = {"missing": Text("it is missing"), "extra_forbidden": Text("there is no such part")}
     return ours.get(error["type"]) or str(error["msg"])
 
 
 def parse_json(raw: bytes) -> Any:
-    """Return what a manifest holds, before its parts are looked at. Raises BadManifest."""
+    """Return a manifest's content, before its parts are checked. Raises BadManifest."""
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BadManifest(Text("it is larger than {most} KiB", most=MAX_MANIFEST_BYTES // 1024))
     try:
@@ -208,7 +210,7 @@ class _DoubleKey(ValueError):
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers of JSON may take different ones of two equal keys, so that one sees what another has not checked."""
+    """Refuse equal keys: two readers of JSON may take different ones, so that one would see unchecked values."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise _DoubleKey(Text("it has a key twice"))

@@ -1,7 +1,7 @@
-"""Developers, their plugins and versions, what was checked, reviewed and revoked.
+"""Developers, their plugins and versions, checks, reviews and revocations.
 
 A version's bytes never change, and it is listed only once somebody who is neither its author nor the plugin's owner has
-approved it: triggers of the migration hold both, whatever code does.
+approved it: triggers of the migration enforce both, whatever code does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRIOR_RATINGS: Final = 10
 
 
 class Developer(Copied):
-    """A publisher of plugins. The row outlives the account, without a name: who bought something still has it.
+    """A publisher of plugins. The row outlives the account, without a name, because buyers keep the plugins.
 
     The account at Stripe is copied (`payments.copies`).
     """
@@ -73,8 +73,9 @@ class Developer(Copied):
 
 
 def _words(column: str) -> Func:
-    """A column without punctuation. PostgreSQL would take “tax-2026” for a word and a negative number, and “v1.2” or
-    “example.com” for one word each, while what is searched for are the words between them."""
+    """Return a column without punctuation. PostgreSQL would take “tax-2026” for a word and a negative number, and
+    “v1.2” or “example.com” for one word each, while people search for the words between the signs.
+    """
     blanks = " " * len(punctuation)
     return Func(
         F(column), Value(punctuation), Value(blanks), function="translate", output_field=models.TextField()
@@ -83,7 +84,7 @@ def _words(column: str) -> Func:
 
 class PluginQuerySet(models.QuerySet["Plugin"]):
     def of(self, user_id: uuid.UUID) -> Self:
-        """Those that a user publishes."""
+        """Return plugins that a user publishes."""
         return self.filter(developer__user_id=user_id)
 
     def listed(self) -> Self:
@@ -125,7 +126,7 @@ class Plugin(models.Model):
         "billing.PluginVersion", models.PROTECT, null=True, related_name="+", db_index=False
     )
     installs = models.PositiveIntegerField(default=0, help_text="How many users have ever installed it.")
-    # Kept by a trigger on the ratings, whichever way one comes or goes.
+    # A trigger on the ratings maintains it, whichever way one comes or goes.
     stars = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     ratings = models.PositiveIntegerField(default=0, db_default=0, editable=False)
     score = GeneratedField(
@@ -187,21 +188,21 @@ class Plugin(models.Model):
 
 class PluginVersionQuerySet(models.QuerySet["PluginVersion"]):
     def to_check(self) -> Self:
-        """Those that wait for a worker's checks now."""
+        """Return versions that wait for a worker's checks now."""
         return self.filter(is_free(), state__in=PluginVersion.UNCHECKED, not_before__lte=Now())
 
     def to_review(self) -> Self:
         return self.filter(state=PluginVersion.State.IN_REVIEW).order_by("submitted_at", "id")
 
     def to_list(self) -> Self:
-        """Approved ones whose hold is over."""
+        """Return approved versions whose hold is over."""
         return self.filter(state=PluginVersion.State.APPROVED, list_at__lte=Now())
 
 
 class PluginVersion(Leased):
-    """One package of a plugin. docs/plugins.md has the states and what leads from one to another.
+    """One package of a plugin. docs/plugins.md describes the states and the steps between them.
 
-    The lease is held by the worker that checks it.
+    The worker that checks it holds the lease.
     """
 
     class State(models.TextChoices):
@@ -218,7 +219,7 @@ class PluginVersion(Leased):
         REVOKED = "revoked"
 
     UNCHECKED = (State.SUBMITTED, State.CHECKING)
-    # Behind an approval, which is why these have a signature.
+    # States behind an approval, which is why these have a signature.
     SIGNED = (State.APPROVED, State.LISTED, State.YANKED, State.REVOKED)
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -309,7 +310,7 @@ class PluginCheck(models.Model):
 
 
 class PluginReview(models.Model):
-    """A decision of somebody of the staff about a version. It is never changed."""
+    """A decision of a member of the staff about a version. It is never changed."""
 
     class Decision(models.TextChoices):
         APPROVE = "approve"
@@ -338,7 +339,9 @@ class RevocationQuerySet(models.QuerySet["Revocation"]):
 
 
 class Revocation(models.Model):
-    """That a version was revoked, and perhaps restored. Clients disable what is revoked, and delete nothing."""
+    """The revocation of a version, and perhaps its restoration. Clients disable revoked versions, and delete
+    nothing.
+    """
 
     id = models.BigAutoField(primary_key=True)
     version = models.ForeignKey(PluginVersion, models.PROTECT, related_name="revocations")
@@ -366,8 +369,8 @@ class Revocation(models.Model):
 class RevocationCounter(models.Model):
     """One row: the number of the list of revocations, which grows with each change of it.
 
-    It is at least the time of the change (Unix, in seconds): so the next change after a database was restored from a
-    backup has a number that no client has seen.
+    It is at least the time of the change (Unix, in seconds). So after a database was restored from a backup, the next
+    change has a number that no client has seen.
     """
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)

@@ -1,4 +1,4 @@
-"""Sales of plugins and what developers got of them, in the admin: read, and refunded."""
+"""Sales of plugins and payments to developers in the admin: read, and refunded."""
 
 from __future__ import annotations
 

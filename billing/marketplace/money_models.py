@@ -1,4 +1,4 @@
-"""Plugins that were bought, and what developers got of it. These rows stay when their people are deleted."""
+"""Plugins that were bought, and the payments to developers. These rows stay when their people are deleted."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class PluginPurchaseQuerySet(models.QuerySet["PluginPurchase"]):
         return self.filter(user_id=user_id)
 
     def owning(self) -> Self:
-        """Those that give their buyer the plugin."""
+        """Return purchases that give their buyer the plugin."""
         return self.filter(state__in=PluginPurchase.OWNING)
 
     def to_take_back(self) -> Self:
-        """Those of which the developer has more than is due, as far as it can be asked for."""
+        """Return purchases of which the developer has more than is due, except those known as debts."""
         return self.filter(settled_cents__gt=F("due_cents"), debt_since=None)
 
     def to_send(self) -> Self:
-        """Those of which the developer is due more, after the hold and while nobody disputes them."""
+        """Return purchases of which the developer is due more, after the hold and while nobody disputes them."""
         return self.filter(
             settled_cents__lt=F("due_cents"), state=PluginPurchase.State.PAID, transfer_after__lte=Now()
         )
 
     def to_settle(self) -> Self:
-        """Those of which one of these is true, or of which a debt has ended."""
+        """Return purchases to send or take back, and those with a debt."""
         return self.to_take_back() | self.to_send() | self.exclude(debt_since=None)
 
     def in_debt(self) -> Self:
@@ -41,7 +41,7 @@ class PluginPurchaseQuerySet(models.QuerySet["PluginPurchase"]):
 
 
 class PluginPurchase(Copied):
-    """A plugin that was bought: a copy of what Stripe says of its payment, and what of it the developer has.
+    """A plugin that was bought: a copy of Stripe's facts about its payment, and the developer's part.
 
     `due_cents` is what the developer is to have, and `settled_cents` what they have or is on its way: where the two
     differ, `payouts` sends or takes back.
@@ -126,15 +126,15 @@ class PluginPurchase(Copied):
 
 class DeveloperPaymentQuerySet(models.QuerySet["DeveloperPayment"]):
     def counted(self) -> Self:
-        """Those that are done or may be."""
+        """Return payments that are done or may be."""
         return self.filter(state__in=(DeveloperPayment.State.OPEN, DeveloperPayment.State.DONE))
 
 
 class DeveloperPayment(models.Model):
-    """Money of one sale that went to its developer or came back. What Stripe does of it has a job of this id.
+    """Money of one sale that went to its developer or came back. Stripe's part of it is a job with this id.
 
-    A debt is paid by the next sales: then what was kept of one (`kept`) and paid of the other (`repaid`) are two rows
-    of the same sum, and Stripe has nothing to do.
+    The next sales pay a debt: then the amount kept of one (`kept`) and paid of the other (`repaid`) are two rows of the
+    same sum, and Stripe has nothing to do.
     """
 
     class Kind(models.TextChoices):
@@ -149,7 +149,7 @@ class DeveloperPayment(models.Model):
         FAILED = "failed"
         DROPPED = "dropped", "no longer wanted"
 
-    # What they add to what is settled of their sale.
+    # The sign with which a payment counts in its sale's `settled_cents`.
     SIGNS: Final = {Kind.TRANSFER: 1, Kind.REVERSAL: -1, Kind.KEPT: 1, Kind.REPAID: -1}
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

@@ -1,4 +1,4 @@
-"""Names of plugins and developers: which can be taken for another's."""
+"""Names of plugins and developers: which can be mistaken for another's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOOK_ALIKES: Final = str.maketrans(
         # Cyrillic and Greek letters that look like Latin ones.
         **dict(zip("аеорсухѕіјԁһкмнтвԛѡ", "aeopcyxsljdhkmhtbqw", strict=True)),
         **dict(zip("αεικνορτυχ", "aelkvoptux", strict=True)),
-        # Signs that are read as letters, and letters as each other.
+        # Signs that are read as letters, and letters that look like others.
         "0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g", "i": "l", "|": "l", "!": "l",
         "$": "s", "@": "a", "ı": "l", "ł": "l", "ø": "o", "ß": "b",
     }
@@ -38,7 +38,7 @@ _SHORT: Final = 5
 
 
 def skeleton(name: str) -> str:
-    """Reduce a name to what people see of it. Names with equal skeletons can be taken for each other."""
+    """Reduce a name to what people see of it. Names with equal skeletons can be mistaken for each other."""
     text = unicodedata.normalize("NFKD", name).casefold()
     text = "".join(sign for sign in text if not unicodedata.combining(sign)).translate(_LOOK_ALIKES)
     text = "".join(sign for sign in text if sign.isalnum())
@@ -55,9 +55,10 @@ def is_plain_name(name: str) -> bool:
 
 
 def too_close(name: str, others: Iterable[str]) -> str | None:
-    """The first of `others` that a name can be taken for, although it is not the same; None if there is none.
+    """Return the first of `others` that a name can be mistaken for, although it is not the same; None if there is none.
 
-    Short names differ by a letter all the time; of longer ones, one letter more, less, other or swapped is too close.
+    Short names often differ by a letter; longer ones are too close if one letter is added, missing, different or
+    swapped.
     """
     mine = skeleton(name)
     return next(

@@ -8,14 +8,16 @@ from billing.marketplace.models import PluginVersion
 
 
 def referred(names: Collection[str]) -> set[str]:
-    """Those of these objects that are a version's package."""
+    """Return those of these objects that are a version's package."""
     return set(PluginVersion.objects.filter(object__in=names).values_list("object", flat=True))
 
 
 def expected(shard: str) -> set[str]:
-    """The packages of a part of the store."""
+    """Return the packages of a part of the store."""
     return set(PluginVersion.objects.filter(object__startswith=f"{shard}/").values_list("object", flat=True))
 
 
 def lost(name: str) -> None:
-    """A package is gone: its download says so, and operators have it in the log. Only its developer has another."""
+    """Note that a package is gone: its download says so, and the log tells operators. Only its developer has
+    another.
+    """

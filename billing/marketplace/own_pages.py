@@ -66,7 +66,7 @@ _ACCOUNTS: Final = {
     "ready": gettext_lazy("Your shares are sent to your account at Stripe."),
     "restricted": gettext_lazy("Stripe wants to know more of you. Until then nothing is sold or sent."),
 }
-# A little more than a package may have, so that one that is slightly too large is refused on the page.
+# A little more than the largest package, so that the page can refuse one that is slightly too large.
 _MAX_FORM_BYTES: Final = MAX_PACKAGE_BYTES + (4 << 20)
 _NOTES_CHARS, _REASON_CHARS = 2000, 500
 
@@ -85,7 +85,7 @@ class _OwnPage(LoginRequiredMixin, Page):
 
 
 class OwnPluginsPage(_OwnPage):
-    """The plugins that somebody has and publishes, and those that are offered to them or leave them."""
+    """The plugins that somebody has and publishes, and transfers to and from them."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
         return self._show()
@@ -137,7 +137,7 @@ class OwnPluginsPage(_OwnPage):
         )
 
     def _earned(self, developer: Developer) -> list[dict[str, str]]:
-        """By currency, what became of the shares."""
+        """Return, by currency, what became of the shares."""
 
         def money(row: dict[str, Any], name: str) -> str:
             return number_formats.money(row[name] * 10_000, row["currency"], self.user.locale)
@@ -183,7 +183,7 @@ class NewPluginPage(_OwnPage):
 
 
 class OwnPluginPage(_OwnPage):
-    """One plugin of a developer: its versions, and each step that is theirs to make."""
+    """One plugin of a developer: its versions, and each step that the developer can take."""
 
     max_form_bytes = _MAX_FORM_BYTES
 

@@ -18,14 +18,14 @@ def plugins(user_id: UUID) -> list[dict[str, Any]]:
 
 
 def versions(user_id: UUID, plugin_id: UUID) -> list[dict[str, Any]]:
-    """Raises NoSuchPlugin."""
+    """Return the versions of a user's plugin. Raises NoSuchPlugin."""
     plugin = drafts.owned(user_id, plugin_id)
     rows = plugin.versions.prefetch_related("checks").defer("manifest").order_by("-created_at", "-id")
     return [version_body(version, with_checks=True) for version in rows]
 
 
 def version(user_id: UUID, plugin_id: UUID, number: str) -> dict[str, Any]:
-    """Raises NoSuchPlugin, NoSuchVersion."""
+    """Return a version of a user's plugin. Raises NoSuchPlugin, NoSuchVersion."""
     plugin = drafts.owned(user_id, plugin_id)
     found = plugin.versions.prefetch_related("checks").filter(version=number).first()
     if found is None:
@@ -34,7 +34,7 @@ def version(user_id: UUID, plugin_id: UUID, number: str) -> dict[str, Any]:
 
 
 def version_body(version: PluginVersion, *, with_checks: bool = False) -> dict[str, Any]:
-    """JSON. `findings` in the language that is spoken."""
+    """Return a version as JSON, with `findings` in the active language."""
     checks = list(version.checks.all()) if with_checks else []
     return {
         "version": version.version,

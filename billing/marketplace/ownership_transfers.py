@@ -1,7 +1,7 @@
-"""Giving a plugin to another developer: asked by its owner, accepted by the other, and done after a hold.
+"""Giving a plugin to another developer: offered by its owner, accepted by the other, and done after a hold.
 
-The hold is there because accounts are stolen: the owner is told, and can stop it until it ends. What was sold before
-stays the former owner's. The next version is reviewed like any other, by staff who see that the owner changed.
+The hold exists because accounts are stolen: the owner is told, and can stop the transfer until it ends. Earlier sales
+stay the former owner's. The next version is reviewed like any other, by staff who see that the owner changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from billing.marketplace.models import Developer, Plugin
 from billing.marketplace.user_models import PluginTransfer
 
 HOLD: Final = dt.timedelta(days=7)
-# Who was asked and does not answer is not asked for ever.
+# An offer that gets no answer ends after this time.
 _ASKED_FOR: Final = dt.timedelta(days=30)
 State = PluginTransfer.State
 _OPEN: Final = (State.ASKED, State.ACCEPTED)
@@ -59,7 +59,7 @@ def ask(*, user_id: UUID, plugin_id: UUID, handle: str) -> PluginTransfer:
 
 @transaction.atomic
 def accept(*, user_id: UUID, transfer_id: UUID) -> PluginTransfer:
-    """Take what was offered; the hold begins. Raises NoSuchTransfer, NoDeveloper, Suspended."""
+    """Accept an offered plugin; the hold begins. Raises NoSuchTransfer, NoDeveloper, Suspended."""
     receiver = developers.active(user_id)
     row = _open(Q(pk=transfer_id, receiver=receiver, state=State.ASKED))
     row.state, row.due_at = State.ACCEPTED, timezone.now() + HOLD
@@ -87,7 +87,7 @@ def _open(which: Q) -> PluginTransfer:
 
 
 def of_user(user_id: UUID) -> list[dict[str, Any]]:
-    """The open transfers from and to a user."""
+    """Return the open transfers from and to a user."""
     mine = Q(giver__user_id=user_id) | Q(receiver__user_id=user_id)
     rows = PluginTransfer.objects.filter(mine, state__in=_OPEN).select_related("plugin", "giver", "receiver")
     return [describe(row) for row in rows]
@@ -105,7 +105,7 @@ def describe(row: PluginTransfer) -> dict[str, Any]:
 
 
 def sweep() -> int:
-    """Carry out what is over its hold, and forget what nobody answered. Returns how many plugins changed hands."""
+    """Carry out transfers whose hold is over, and cancel unanswered offers. Returns how many plugins changed hands."""
     old = PluginTransfer.objects.filter(state=State.ASKED, asked_at__lt=Now() - _ASKED_FOR)
     for pk in old.values_list("pk", flat=True):  # each by itself: an account's deletion cancels several, too
         old.filter(pk=pk).update(state=State.CANCELLED)
@@ -119,7 +119,7 @@ def sweep() -> int:
 
 @transaction.atomic
 def _carry_out(transfer_id: UUID) -> bool:
-    """The plugin is locked before the transfer, as in `ask`."""
+    """Carry out a transfer. Locks the plugin before the transfer, as `ask` does. Returns whether it was done."""
     plugin_id = PluginTransfer.objects.values_list("plugin_id", flat=True).get(pk=transfer_id)
     plugin = Plugin.objects.select_for_update(no_key=True).get(pk=plugin_id)
     rows = PluginTransfer.objects.select_for_update(of=("self",), no_key=True).select_related(

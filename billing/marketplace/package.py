@@ -28,24 +28,24 @@ from billing.marketplace.manifest import (
 MAX_PACKAGE_BYTES: Final = 20 * 1024 * 1024
 MAX_UNPACKED_BYTES: Final = 100 * 1024 * 1024
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
-# Packed data that grows by more is made to fill a disk; small files of one repeated sign are not looked at so.
+# Packed data that grows by more is made to fill a disk; small files of one repeated sign are exempt.
 MAX_RATIO: Final = 100
 _RATIO_FROM_BYTES: Final = 256 * 1024
 MAX_PATH: Final = 200
 
 _LOCAL_HEADER_BYTES: Final = 30
-# What may follow a file's data: its checksum and sizes, with a signature.
+# The most bytes that may follow a file's data: its checksum and sizes, with a signature.
 _DESCRIPTOR_BYTES: Final = 24
 _READ_BYTES: Final = 256 * 1024
 _LOCAL_SIGNATURE: Final = b"PK\x03\x04"
-# Times and owners take less. An extra field of this number has another name, which some readers prefer.
+# Times and owners take less. An extra field of this number holds another name, which some readers prefer.
 _MOST_EXTRA_BYTES: Final = 64
 _OTHER_NAME: Final = b"\x75\x70"
 _ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 _UTF8_NAME: Final = 0x800
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DEVICE_NAME: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-# Signs that some system does not allow in a name, or gives a meaning to.
+# Signs that some system forbids in a name, or gives a meaning to.
 _FORBIDDEN_SIGN: Final = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
 ZIP_ERRORS: Final = (
@@ -104,7 +104,7 @@ class Package:
         return sorted(self._members)
 
     def files(self) -> Iterator[PackageFile]:
-        """All files but the manifest, each with the hash that the manifest says. Raises BadPackage."""
+        """Yield all files except the manifest, each with its hash from the manifest. Raises BadPackage."""
         total = 0
         for path, member in sorted(self._members.items()):
             if path == MANIFEST_NAME:
@@ -118,7 +118,7 @@ class Package:
             yield PackageFile(path, content)
 
     def _read(self, member: zipfile.ZipInfo, most: int) -> bytes:
-        """A file's content, counted while it is unpacked: what its header says may be wrong."""
+        """Return a file's content, counted while it is unpacked: its header may lie about the size."""
         path = member.filename
         content = bytearray()
         try:
@@ -160,9 +160,9 @@ def _measure(file: IO[bytes]) -> tuple[int, str]:
 
 
 def _check_layout(file: IO[bytes], archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo]) -> None:
-    """Refuse what is not of the archive: data before, between or behind its files, and files that share data.
+    """Refuse data outside of the files: before, between or behind them, and files that share data.
 
-    Such places hide what was not checked, and each reader of ZIP files takes another one for the truth.
+    Such places hide unchecked data, and readers of ZIP files differ in what they take for the truth.
     """
     if archive.comment or any(info.comment for info in infos):
         raise _bad(Text("it has a comment, in which data could be hidden"))
@@ -195,13 +195,13 @@ def _is_strange(extra: bytes) -> bool:
 
 
 def _checked_members(infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Its files by path. Folders are left out."""
+    """Return the archive's files by path. Folders are left out."""
     found: dict[str, zipfile.ZipInfo] = {}
     seen: dict[str, str] = {}
     for info in infos:
         if problem := _problem_of(info):
             raise _bad(problem, info.filename[:MAX_PATH])
-        # As systems do that take upper and lower case, or composed and decomposed letters, for the same.
+        # Some systems take upper and lower case, or composed and decomposed letters, for the same.
         key = unicodedata.normalize("NFC", info.filename).casefold().rstrip("/")
         if key in seen:
             raise _bad(Text("it has the same name as {other}", other=seen[key]), info.filename)

@@ -24,7 +24,7 @@ _IDENTIFIER: Final = {"autocomplete": "off", "autocapitalize": "none", "spellche
 
 class FocusedForm(forms.Form):
     def focus(self) -> None:
-        """Once it was refused, have the first wrong field get the focus."""
+        """Focus the first wrong field of a refused form."""
         wrong = next((name for name in self.fields if name in self.errors), None)
         if wrong is not None:
             self.fields[wrong].widget.attrs["autofocus"] = True
@@ -69,7 +69,7 @@ class NewPluginForm(FocusedForm):
     )
 
     def clean_price(self) -> int:
-        """In cents."""
+        """Return the price in cents."""
         cents = int(self.cleaned_data["price"] * 100)
         if 0 < cents < MIN_PRICE_CENTS:
             raise ValidationError(gettext("0 if it is free of charge; else 2 at least."))

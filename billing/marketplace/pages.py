@@ -1,6 +1,6 @@
-"""Pages on which people look at plugins and who publishes them, buy one, and report one.
+"""Pages on which people look at plugins and their publishers, buy one, and report one.
 
-They work without scripts, and looking without an account.
+They work without scripts; looking takes no account.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from billing.marketplace.permissions import PERMISSIONS
 
 _PER_PAGE: Final = 20
 _MAX_PAGE: Final = 500
-# How often the page after a payment asks again, at most, and after how many seconds each time.
+# The most times that the page after a payment looks again, and the seconds between them.
 _MOST_LOOKS: Final = 10
 _LOOK_AGAIN_S: Final = 2
 _SORTS: Final = {
@@ -95,7 +95,7 @@ def _link(filters: dict[str, str], page: int) -> str:
 
 
 class PluginPage(Page):
-    """One plugin: what it does, what it may do, and what was listed of it. Also where it is bought."""
+    """One plugin: its purpose, its permissions, and its listed versions. Also the place to buy it."""
 
     http_method_names = ["get", "post"]
 
@@ -140,7 +140,9 @@ class PluginPage(Page):
         return response
 
     def _after_payment(self, plugin: Plugin) -> dict[str, Any]:
-        """For who comes back from Stripe's page: it asks Stripe itself, and looks again while it does not know."""
+        """Return the state of a payment for a user who returns from Stripe's page; while it is unknown, the page looks
+        again.
+        """
         looks, bought = self.request.GET.get("looks", "0"), self.request.GET.get("bought", "")
         count = int(looks) if looks.isascii() and looks.isdecimal() and len(looks) < 3 else _MOST_LOOKS
         try:
@@ -163,7 +165,7 @@ def _listed(slug: str) -> Plugin:
 
 
 def _agent_in_words(template: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what an agent template offers, as the page shows it."""
+    """Return an agent template's offer, as the page shows it."""
     if template is None:
         return None
     cron, filters = template.get("schedule_cron", ""), template.get("filters", {})
@@ -201,7 +203,7 @@ class ReportPage(LoginRequiredMixin, Page):
 
 
 class DeveloperPage(Page):
-    """A developer, and what they publish."""
+    """A developer, and their plugins."""
 
     def get(self, request: HttpRequest, handle: str) -> HttpResponse:
         developer = Developer.objects.filter(handle=handle.lower(), state=Developer.State.ACTIVE).first()

@@ -1,8 +1,8 @@
-"""Sends developers their shares, and takes back what is no longer theirs.
+"""Sends developers their shares, and takes back money that is no longer theirs.
 
-Each sale has what is due of it and what is settled; `settle` makes the two equal, under the developer's lock: by a
-transfer once the hold is over, by a reversal when the buyer got money back after it. What an account has no longer is a
-debt, which the developer's next sales repay. Each step is a row first, and a job that Stripe is asked with.
+Each sale has a due and a settled amount; `settle` makes the two equal, under the developer's lock: by a transfer once
+the hold is over, by a reversal when the buyer got money back after it. If an account no longer has the money, it is a
+debt, which the developer's next sales repay. Each step is a row first, and a job that calls Stripe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from billing.payments.stripe_api import Refused, StripeAway
 from billing.payments.stripe_jobs import NotPossible
 
 _RETRY: Final = dt.timedelta(days=1)
-# From then on staff are told of a debt each day.
+# From this age on, staff are told of a debt each day.
 OLD_DEBT: Final = dt.timedelta(days=90)
 Kind = DeveloperPayment.Kind
 State = DeveloperPayment.State
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 def sweep() -> int:
-    """Settle whoever has something to settle. Returns how many developers there were."""
+    """Settle all developers who have something to settle. Returns how many there were."""
     sales = PluginPurchase.objects
     due: set[UUID] = set(sales.to_take_back().values_list("developer_id", flat=True))
     may_get = Q(developer__payouts_enabled=True) | Q(developer__in=sales.in_debt().values("developer"))
@@ -50,9 +50,11 @@ def sweep() -> int:
 
 @transaction.atomic
 def settle(developer_id: UUID) -> None:
-    """Want sent what a developer is due, and taken back what they have too much. Stripe is asked after the commit."""
+    """Make a developer's settled amounts equal the due ones: order transfers and reversals. Stripe is called after the
+    commit.
+    """
     developer = Developer.objects.select_for_update(no_key=True).get(pk=developer_id)
-    # All at once and by their keys, as whoever asks for new copies of them locks them.
+    # All at once and by their keys, as code that requests new copies of them locks them.
     locked = developer.sales.to_settle().order_by("pk").select_for_update(no_key=True)
     sales = developer.sales.filter(pk__in=list(locked.values_list("pk", flat=True))).order_by("paid_at", "pk")
     for sale in sales.to_take_back():
@@ -69,7 +71,7 @@ def settle(developer_id: UUID) -> None:
 def _pay(
     sale: PluginPurchase, kind: DeveloperPayment.Kind, cents: int, transfer: DeveloperPayment | None = None
 ) -> None:
-    """A row, what it adds to the sale, and the job if Stripe has something to do."""
+    """Record a payment, add it to the sale, and order the job if Stripe has something to do."""
     at_stripe = kind in (Kind.TRANSFER, Kind.REVERSAL)
     payment = DeveloperPayment.objects.create(
         developer_id=sale.developer_id,
@@ -88,7 +90,7 @@ def _pay(
 
 
 def _repay(sale: PluginPurchase, debts: list[PluginPurchase]) -> None:
-    """Keep of what is due what the developer owes of other sales."""
+    """Keep of a sale's due amount the debts of other sales."""
     for debt in debts:
         room = min(sale.due_cents - sale.settled_cents, debt.settled_cents - debt.due_cents)
         if room > 0 and debt.currency == sale.currency:
@@ -124,18 +126,18 @@ def _owe(sale: PluginPurchase) -> None:
 
 
 def _end(payment: DeveloperPayment, sale: PluginPurchase, state: DeveloperPayment.State) -> None:
-    """It was not done: what it added is taken from the sale again."""
+    """Note that a payment was not done, and subtract it from the sale again."""
     payment.state = state
     payment.save(update_fields=["state", "error"])
     sale.settled_cents -= DeveloperPayment.SIGNS[Kind(payment.kind)] * payment.cents
     sale.save(update_fields=["settled_cents"])
 
 
-# ── What Stripe is asked ────────────────────────────────────────────────────────────────────────────────
+# ── Jobs for Stripe ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _payment_of(job: StripeJob) -> DeveloperPayment:
-    """Raises NotPossible if it is not wanted any more."""
+    """Return the payment of a job. Raises NotPossible if it is no longer wanted."""
     of_job = DeveloperPayment.objects.select_related("purchase", "developer", "transfer")
     payment = of_job.filter(pk=job.subject, state=State.OPEN).first()
     if payment is None or payment.developer.stripe_account is None:
@@ -147,7 +149,8 @@ def _send_transfer(job: StripeJob) -> str:
     payment = _payment_of(job)
     sale = payment.purchase
     if sale.state != PluginPurchase.State.PAID or sale.settled_cents > sale.due_cents:
-        # Disputed or refunded since it was wanted. What a call of before, whose answer was lost, has made is taken.
+        # Disputed or refunded since it was ordered. If an earlier call, whose answer was lost, has made it, that one
+        # counts.
         made = _look_for_transfer(job) if job.first_sent_at is not None else None
         if made is None:
             raise NotPossible
@@ -182,7 +185,7 @@ def _look_for_reversal(job: StripeJob) -> str | None:
 
 
 def _locked_payment(job: StripeJob) -> tuple[DeveloperPayment, PluginPurchase]:
-    """The developer, then the sale, then the payment."""
+    """Lock the developer, then the sale, then the payment. Returns the latter two."""
     found = DeveloperPayment.objects.get(pk=job.subject)
     Developer.objects.select_for_update(no_key=True).get(pk=found.developer_id)
     sale = PluginPurchase.objects.select_for_update(no_key=True).get(pk=found.purchase_id)
@@ -223,11 +226,13 @@ stripe_jobs.register(
 )
 
 
-# ── What must hold ──────────────────────────────────────────────────────────────────────────────────────
+# ── Invariants ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def check() -> list[UUID]:
-    """The developers of whom our rows and Stripe differ; none is what is right. Also tells staff of old debts."""
+    """Return the developers for whom our rows and Stripe differ; there should be none. Also tells staff of
+    old debts.
+    """
     if not stripe_api.is_on():
         return []
     wrong = []

@@ -30,5 +30,7 @@ PERMISSIONS: Final[Mapping[str, Text]] = MappingProxyType(
 
 
 def grown(before: Iterable[str], now: Iterable[str]) -> list[str]:
-    """The permissions of a new version that its user has not granted yet. Who may write may not read by it."""
+    """Return the permissions of a new version that its user has not granted yet. Permission to write does not include
+    reading.
+    """
     return sorted(set(now) - set(before))

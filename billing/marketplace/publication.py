@@ -1,7 +1,7 @@
 """States of a version after its approval: listed when its hold is over, yanked, revoked, restored.
 
-Yanked: nobody installs it any more, and who has it keeps it. Revoked: clients disable it, and delete nothing; so it can
-be restored.
+Yanked: it cannot be installed any more, and its users keep it. Revoked: clients disable it, and delete nothing; so it
+can be restored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AT_ONCE = 100
 
 
 def list_due() -> int:
-    """List what was approved a day ago. Returns how many versions."""
+    """List versions whose hold is over. Returns how many."""
     due = list(PluginVersion.objects.to_list().order_by("list_at").values_list("pk", flat=True)[:_AT_ONCE])
     return sum(_list(version_id) for version_id in due)
 
@@ -43,7 +43,7 @@ def _list(version_id: UUID) -> bool:
 
 @transaction.atomic
 def list_now(*, version_id: UUID) -> PluginVersion:
-    """Staff end a hold early. Raises NoSuchVersion, WrongState."""
+    """End a hold early, for staff. Raises NoSuchVersion, WrongState."""
     version = states.locked(version_id)
     if version.state != State.APPROVED:
         raise WrongState(version.state)
@@ -54,7 +54,7 @@ def list_now(*, version_id: UUID) -> PluginVersion:
 
 @transaction.atomic
 def yank(*, user_id: UUID, plugin_id: UUID, version: str, reason: str = "") -> PluginVersion:
-    """A developer takes a version off the list. Raises NoSuchPlugin, NoSuchVersion, WrongState."""
+    """Take a version off the list, for its developer. Raises NoSuchPlugin, NoSuchVersion, WrongState."""
     found = submissions.owned(user_id, plugin_id, version)
     if found.state != State.LISTED:
         raise WrongState(found.state)
@@ -64,7 +64,7 @@ def yank(*, user_id: UUID, plugin_id: UUID, version: str, reason: str = "") -> P
 
 @transaction.atomic
 def unyank(*, user_id: UUID, plugin_id: UUID, version: str) -> PluginVersion:
-    """Put a yanked version back. Raises as `yank`."""
+    """Put a yanked version back. Raises what `yank` does."""
     found = submissions.owned(user_id, plugin_id, version)
     if found.state != State.YANKED:
         raise WrongState(found.state)
@@ -74,7 +74,7 @@ def unyank(*, user_id: UUID, plugin_id: UUID, version: str) -> PluginVersion:
 
 @transaction.atomic
 def withdraw(*, user_id: UUID, plugin_id: UUID) -> Plugin:
-    """A developer takes a plugin out of the catalogue. Who has it keeps it. Raises NoSuchPlugin."""
+    """Take a plugin out of the catalogue, for its developer. Its users keep it. Raises NoSuchPlugin."""
     plugin = drafts.owned(user_id, plugin_id, locked=True)
     if plugin.state in (Plugin.State.DRAFT, Plugin.State.LISTED):
         plugin.state = Plugin.State.WITHDRAWN
@@ -94,7 +94,7 @@ def offer_again(*, user_id: UUID, plugin_id: UUID) -> Plugin:
 
 @transaction.atomic
 def suspend(*, plugin_id: UUID, suspended: bool) -> Plugin:
-    """Staff take a plugin out of the catalogue, or put it back. Raises NoSuchPlugin."""
+    """Take a plugin out of the catalogue, or put it back, for staff. Raises NoSuchPlugin."""
     plugin = Plugin.objects.select_for_update(no_key=True).filter(pk=plugin_id).first()
     if plugin is None:
         raise NoSuchPlugin
@@ -109,7 +109,7 @@ def suspend(*, plugin_id: UUID, suspended: bool) -> Plugin:
 
 @transaction.atomic
 def revoke(*, version_id: UUID, by: UUID, reason: str) -> PluginVersion:
-    """Staff have clients disable a version. Raises NoSuchVersion, WrongState, Invalid."""
+    """Revoke a version, which clients then disable, for staff. Raises NoSuchVersion, WrongState, Invalid."""
     if not reason.strip():
         raise Invalid("say why: the users read it", fields={"reason": ["say why: the users read it"]})
     version = states.locked(version_id)
@@ -121,7 +121,7 @@ def revoke(*, version_id: UUID, by: UUID, reason: str) -> PluginVersion:
 
 @transaction.atomic
 def restore(*, version_id: UUID, by: UUID) -> PluginVersion:
-    """Staff take a revocation back. Raises NoSuchVersion, WrongState."""
+    """Take a revocation back, for staff. Raises NoSuchVersion, WrongState."""
     version = states.locked(version_id)
     if version.state != State.REVOKED:
         raise WrongState(version.state)

@@ -31,19 +31,21 @@ log = structlog.get_logger(__name__)
 
 
 def want(purchases: Q) -> None:
-    """Ask for new copies of these purchases; they are fetched after the commit."""
+    """Request new copies of these purchases; they are fetched after the commit."""
     _COPIES.want(PluginPurchase.objects.filter(purchases).exclude(session=None))
 
 
 def want_told(*, payment_intents: Collection[str], sessions: Collection[str]) -> None:
-    """Ask for copies of what events name, by Stripe's ids. Those of other things than plugins are unknown here."""
+    """Request copies of the purchases that events name by Stripe's ids. Ids of anything other than plugins are unknown
+    here.
+    """
     named = Q(payment_intent__in=payment_intents) | Q(session__in=sessions)
     if PluginPurchase.objects.filter(named).exists():
         want(named)
 
 
 def run(most: int = 200) -> int:
-    """Fetch what is wanted and due. Returns how many copies were tried."""
+    """Fetch wanted copies that are due. Returns how many were tried."""
     return _COPIES.run(most)
 
 
@@ -57,13 +59,13 @@ _Answer = tuple[UUID, str, PurchaseState]
 
 
 def _get(row: PluginPurchase) -> _Answer:
-    """The developer, the session that was asked for, and what Stripe says of it."""
+    """Return the developer, the session, and Stripe's state of it."""
     session = row.session or ""
     return row.developer_id, session, connect_api.get_purchase(session)
 
 
 def _write(lease: Lease[PluginPurchase], answer: _Answer, wanted: int) -> None:
-    """The developer is locked before the purchase, as in `payouts`. Raises LeaseLost."""
+    """Write the copy. Locks the developer before the purchase, as `payouts` does. Raises LeaseLost."""
     developer_id, session, state = answer
     Developer.objects.select_for_update(no_key=True).get(pk=developer_id)
     row = lease.held()
@@ -74,7 +76,7 @@ def _write(lease: Lease[PluginPurchase], answer: _Answer, wanted: int) -> None:
     if row.state != was:
         log.info("purchase.changed", purchase_id=str(row.pk), state=row.state)
     if was == State.OPEN and row.state == State.PAID and row.user_id is None:
-        # The account was deleted between the checkout and its payment: nobody would have what was paid.
+        # The account was deleted between the checkout and its payment: nobody would have the plugin.
         stripe_jobs.want(StripeJob.Kind.REFUND, row.charge, None, cents=row.total_cents)
     if row.due_cents != row.settled_cents:
         enqueue_on_commit("billing.settle_developers")
@@ -99,9 +101,9 @@ def _copy(row: PluginPurchase, state: PurchaseState) -> None:
 
 
 def compare() -> int:
-    """Ask for a copy of each purchase whose charge at Stripe differs from ours, and of each that is open for a while.
+    """Request a copy of each purchase that differs from Stripe's charge, and of those that have been open for a while.
 
-    Returns how many; 0 is what is right. Events that never came are found by this.
+    Returns how many differ; 0 is right. This finds events that never came.
     """
     if not stripe_api.is_on():
         return 0
@@ -114,7 +116,7 @@ def compare() -> int:
             refunded = known.get(charge.payment_intent, charge.refunded_cents)
             if refunded != charge.refunded_cents:
                 different.append(charge.payment_intent)
-            elif charge.is_disputed:  # as it stays when the dispute was won
+            elif charge.is_disputed:  # this stays true when the dispute was won
                 disputed.append(charge.payment_intent)
     except (StripeAway, Refused) as error:
         log.warning("purchase.not_compared", reason=error.reason)

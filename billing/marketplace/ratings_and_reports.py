@@ -18,8 +18,8 @@ from billing.marketplace.user_models import PluginInstall, PluginRating, PluginR
 log = structlog.get_logger(__name__)
 
 RATES_AFTER: Final = dt.timedelta(hours=24)
-# So many reports of something malicious, by accounts of this age that have it installed, take a plugin down until staff
-# have looked. Fewer do not, and new accounts do not: whoever dislikes a plugin could make some.
+# This many reports of something malicious, by accounts of this age that have it installed, take a plugin down until
+# staff have looked. Fewer reports or newer accounts do not: anybody who dislikes a plugin could make some.
 HIDES_FROM: Final = 5
 _OLD_ACCOUNT: Final = dt.timedelta(days=30)
 
@@ -43,14 +43,14 @@ def rate(*, user_id: UUID, plugin_id: UUID, stars: int) -> Plugin:
 
 @transaction.atomic
 def take_rating_back(*, user_id: UUID, plugin_id: UUID) -> None:
-    """Raises NoSuchPlugin."""
+    """Delete one's rating of a plugin. Raises NoSuchPlugin."""
     plugin = catalogue.get(plugin_id, user_id=user_id)
     PluginRating.objects.filter(user_id=user_id, plugin=plugin).delete()
 
 
 @transaction.atomic
 def report(*, user_id: UUID, plugin_id: UUID, reason: str, text: str = "") -> None:
-    """Tell staff that something is wrong. An open report of the same user is written anew. Raises NoSuchPlugin."""
+    """Tell staff that something is wrong. An open report of the same user is replaced. Raises NoSuchPlugin."""
     plugin = catalogue.get(plugin_id, user_id=user_id)
     PluginReport.objects.update_or_create(
         user_id=user_id,

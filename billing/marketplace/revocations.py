@@ -1,4 +1,4 @@
-"""The list of what was revoked, signed, with a number that only grows and an end after which it counts no more."""
+"""The signed list of revocations, with a number that only grows and a time after which the list no longer counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def count_up() -> None:
 
 
 def signed_list() -> Signed:
-    """The list as it is now. Raises NoSigningKey."""
+    """Return the list as it is now. Raises NoSigningKey."""
     counter, entries = _state()
     return staff_reviews.keys().sign(
         "revocations", revocation_statement(counter=counter, now=timezone.now(), revoked=entries)
@@ -41,7 +41,7 @@ def signed_list() -> Signed:
 
 
 def _state() -> tuple[int, list[dict[str, str]]]:
-    """The number and the entries of one moment: one statement reads both."""
+    """Return the number and the entries at one moment: one statement reads both."""
     with connection.cursor() as cursor:
         cursor.execute(_STATE)
         rows = cursor.fetchall()

@@ -1,4 +1,4 @@
-"""A template's schedule in words. The app that knows schedules says how; this one stands below it."""
+"""A template's schedule in words. The app that owns schedules provides them; it stands above this one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ _describers: list[Callable[[str], str]] = []
 
 
 def describe_with(describe: Callable[[str], str]) -> None:
-    """Say how a cron expression reads, in the language that is spoken. The app that owns schedules calls this when it
-    is ready."""
+    """Register the function that describes a cron expression in the active language. The app that owns schedules calls
+    this when it is ready.
+    """
     _describers[:] = [describe]
 
 

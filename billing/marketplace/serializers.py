@@ -21,7 +21,7 @@ class PublisherSerializer(serializers.Serializer[Any]):
 
 
 class PluginSerializer(serializers.Serializer[Any]):
-    """A plugin as a list has it."""
+    """A plugin as lists show it."""
 
     id = serializers.UUIDField()
     slug = serializers.CharField(help_text="The id in its manifest, and in what is signed.")
@@ -68,7 +68,7 @@ class ListedVersionSerializer(serializers.Serializer[Any]):
 
 
 class PluginDetailSerializer(PluginSerializer):
-    """A plugin with what a client needs to show and to check it."""
+    """A plugin with the data that a client needs to show and to check it."""
 
     state = serializers.ChoiceField(choices=Plugin.State.choices)
     manifest = serializers.DictField(allow_null=True)
@@ -159,7 +159,7 @@ class RevokedSerializer(serializers.Serializer[Any]):
 
 class RevocationStatementSerializer(serializers.Serializer[Any]):
     counter = serializers.IntegerField()
-    # Texts already, and given as they were signed.
+    # Texts already, returned as they were signed.
     issued_at = serializers.DateTimeField()
     expires_at = serializers.DateTimeField()
     revoked = RevokedSerializer(many=True)

@@ -1,8 +1,9 @@
-"""Signatures (Ed25519, RFC 8032) of what was reviewed, and of the list of what was revoked.
+"""Signatures (Ed25519, RFC 8032) of reviewed versions, and of the list of revocations.
 
 A client knows the public keys, and checks both before it installs or keeps a plugin. So a package is what the reviewers
-saw, whoever delivers it; and an older list of revocations is not taken for the newest, since it counts and expires.
-A signature is over a line that names its purpose and the JSON of the statement, with sorted keys and without spaces.
+saw, whoever delivers it; and an older list of revocations is not taken for the newest, since it has a number and
+expires. A signature covers a line that names its purpose and the JSON of the statement, with sorted keys and without
+spaces.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 Purpose = Literal["plugin", "revocations"]
 
 _SEED_BYTES: Final = 32
-# A list of revocations that is older than this is no answer any more: somebody holds newer ones back.
+# A list of revocations that is older than this no longer counts: somebody may hold newer ones back.
 REVOCATIONS_LIFETIME: Final = dt.timedelta(days=3)
 
 
@@ -41,7 +42,7 @@ class Signed:
 class SigningKeys:
     """The keys by their ids. The newest, which is last, signs; the others' signatures are still good.
 
-    Entries are `id:seed`, the seed being 32 random bytes in base64. Raises ValueError for others.
+    Entries are `id:seed`, where the seed is 32 random bytes in base64. Raises ValueError for others.
     """
 
     def __init__(self, entries: Sequence[str]) -> None:
@@ -60,7 +61,7 @@ class SigningKeys:
         self.newest = next(reversed(self._keys))
 
     def public_keys(self) -> dict[str, str]:
-        """The raw public keys in base64, by id."""
+        """Return the raw public keys in base64, by id."""
         return {
             key_id: base64.b64encode(key.public_key().public_bytes_raw()).decode()
             for key_id, key in self._keys.items()
@@ -79,7 +80,7 @@ def signed_bytes(purpose: Purpose, statement: Mapping[str, Any]) -> bytes:
 
 
 def verify(purpose: Purpose, signed: Signed, public_keys: Mapping[str, str]) -> None:
-    """Raises BadSignature."""
+    """Verify a signature. Raises BadSignature."""
     try:
         key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public_keys[signed.key_id], validate=True))
         key.verify(base64.b64decode(signed.signature, validate=True), signed_bytes(purpose, signed.statement))
@@ -96,7 +97,7 @@ def plugin_statement(
     permissions: Iterable[str],
     reviewed_at: dt.datetime,
 ) -> dict[str, Any]:
-    """Return what reviewers vouch for. Times are UTC, to the second, since a client compares text."""
+    """Return the statement that reviewers vouch for. Times are UTC, to the second, since a client compares text."""
     return {
         "id": plugin,
         "version": version,
@@ -110,7 +111,9 @@ def plugin_statement(
 def revocation_statement(
     *, counter: int, now: dt.datetime, revoked: Iterable[Mapping[str, str]]
 ) -> dict[str, Any]:
-    """The list of what was revoked: `plugin`, `version` and `reason` each. `counter` grows with each change of it."""
+    """Return the list of revocations: `plugin`, `version` and `reason` of each. `counter` grows with each
+    change of it.
+    """
     return {
         "counter": counter,
         "issued_at": _said(now),

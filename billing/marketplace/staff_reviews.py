@@ -1,6 +1,6 @@
 """Staff's decisions about versions. Nobody decides about a version or a plugin of their own.
 
-An approval is signed at once, and the version is listed when its hold is over: a day in which a developer whose account
+An approval is signed at once, and the version is listed when its hold is over. In that day a developer whose account
 was taken over, or a second look, can still stop it.
 """
 
@@ -22,7 +22,7 @@ from billing.marketplace.signing import Signed, SigningKeys, plugin_statement
 from billing.marketplace.states import State
 
 HOLD: Final = dt.timedelta(hours=24)
-# What somebody who approves has looked at. All of it, or they do not approve.
+# The points that a reviewer has checked. An approval needs all of them.
 CHECKLIST: Final = {
     "code": "I have read all code and texts that changed.",
     "permissions": "It needs each permission and host that it asks for.",
@@ -34,14 +34,14 @@ Decision = PluginReview.Decision
 
 
 def keys() -> SigningKeys:
-    """Raises NoSigningKey."""
+    """Return the signing keys. Raises NoSigningKey."""
     if not settings.PLUGIN_KEYS:
         raise NoSigningKey
     return SigningKeys(settings.PLUGIN_KEYS)
 
 
 def sign(version: PluginVersion, reviewed_at: dt.datetime) -> Signed:
-    """Raises NoSigningKey."""
+    """Sign a version. Raises NoSigningKey."""
     return keys().sign(
         "plugin",
         plugin_statement(
@@ -65,7 +65,7 @@ def decide(
     notes: str = "",
     checklist: Collection[str] = (),
 ) -> PluginVersion:
-    """Approve a version, ask for changes, or reject it. `sha256`: of the package that the reviewer has looked at.
+    """Approve a version, ask for changes, or reject it. `sha256`: that of the package that the reviewer has looked at.
 
     Raises NoSuchVersion, WrongState, OwnVersion, NotReviewed, ChecklistOpen, NoSigningKey.
     """

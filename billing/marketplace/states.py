@@ -1,4 +1,4 @@
-"""The states of a version, which leads to which, and what a plugin offers by the states of its versions.
+"""The states of a version, the steps between them, and a plugin's offer, which follows the states of its versions.
 
 Each step locks the plugin, then the version: so an installation, which locks the plugin as well, sees either the state
 before or the one after it.
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 def locked(version_id: UUID) -> PluginVersion:
-    """A version, locked behind its plugin until the transaction ends. Raises NoSuchVersion."""
+    """Return a version, locked after its plugin until the transaction ends. Raises NoSuchVersion."""
     plugin_id = PluginVersion.objects.filter(pk=version_id).values_list("plugin_id", flat=True).first()
     if plugin_id is None:
         raise NoSuchVersion
@@ -68,7 +68,7 @@ def move(version: PluginVersion, to: State, **changes: Any) -> None:
 
 
 def settle(plugin: Plugin) -> None:
-    """Have a locked plugin offer the newest of its listed versions, if there is one."""
+    """Make a locked plugin offer the newest of its listed versions, if there is one."""
     listed = list(plugin.versions.filter(state=State.LISTED))
     newest = max(listed, key=lambda version: version_key(version.version), default=None)
     plugin.current_version = newest

@@ -1,6 +1,7 @@
-"""From a draft to the reviewers: submitting, the checks that workers make, and withdrawing.
+"""From a draft to the reviewers: submitting, the checks by workers, and withdrawing.
 
-The checks fail closed. What broke is tried again, later each time; what they block goes back to its developer.
+The checks fail closed. Checks that broke are tried again, later each time; blocked versions go back to their
+developers.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ def submit(*, user_id: UUID, plugin_id: UUID, version: str, notes: str = "") -> 
 
 @transaction.atomic
 def withdraw(*, user_id: UUID, plugin_id: UUID, version: str) -> PluginVersion:
-    """Take a version back before it is listed. Raises as `submit`."""
+    """Take a version back before it is listed. Raises what `submit` does."""
     found = owned(user_id, plugin_id, version)
     states.move(found, State.WITHDRAWN)
     return found
 
 
 def owned(user_id: UUID, plugin_id: UUID, version: str) -> PluginVersion:
-    """A version of a user's plugin, locked. Raises NoSuchPlugin, NoSuchVersion."""
+    """Return a version of a user's plugin, locked. Raises NoSuchPlugin, NoSuchVersion."""
     plugin = drafts.owned(user_id, plugin_id)
     version_id = plugin.versions.filter(version=version).values_list("pk", flat=True).first()
     if version_id is None:
@@ -68,7 +69,7 @@ def owned(user_id: UUID, plugin_id: UUID, version: str) -> PluginVersion:
 
 
 def check_one(version_id: UUID) -> bool:
-    """Check a version that waits for it. False if it does not, or another worker is at it."""
+    """Check a version that waits for it. Returns False if it does not, or another worker checks it."""
     claimed = leases.claim(
         PluginVersion.objects.to_check().filter(pk=version_id), LEASE, state=State.CHECKING
     )
@@ -82,7 +83,7 @@ def check_one(version_id: UUID) -> bool:
 
 
 def sweep() -> int:
-    """Check what waits, also what a dead worker has left. Returns how many."""
+    """Check waiting versions, including those that a dead worker has left. Returns how many."""
     waiting = list(
         PluginVersion.objects.to_check().order_by("not_before").values_list("pk", flat=True)[:_AT_ONCE]
     )
@@ -112,7 +113,7 @@ def _check(version: PluginVersion, lease: Lease[PluginVersion]) -> None:
 
 
 def _report(version: PluginVersion) -> Report:
-    """Return what all checks say; `Result.ERROR` for those that could not be made."""
+    """Return the results of all checks; `Result.ERROR` for those that could not be made."""
     with tempfile.TemporaryFile() as package:
         try:
             _fetch(version, package)
@@ -129,7 +130,7 @@ def _report(version: PluginVersion) -> Report:
 
 
 def _fetch(version: PluginVersion, target: IO[bytes]) -> None:
-    """Raises ObjectMissing, also if the bytes are not those that were uploaded."""
+    """Copy the package's bytes to a file. Raises ObjectMissing, also if they are not those that were uploaded."""
     digest = hashlib.sha256()
     for piece in store().read(version.object, 0, version.size):
         digest.update(piece)
@@ -140,7 +141,7 @@ def _fetch(version: PluginVersion, target: IO[bytes]) -> None:
 
 
 def _look_at_names(version: PluginVersion, report: Report) -> None:
-    """Names that were taken since, or that this version brings with it."""
+    """Check for names that were taken since, or that this version introduces."""
     report.results["taken_names"] = Result.PASSED
     if report.manifest is None:
         return

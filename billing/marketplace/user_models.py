@@ -26,7 +26,7 @@ class PluginInstallQuerySet(models.QuerySet["PluginInstall"]):
 
 
 class PluginInstall(models.Model):
-    """That a user has, or had, a plugin. One row for each, so that installing again counts nobody twice."""
+    """A plugin that a user has, or had. One row for each, so that installing again does not count twice."""
 
     id = models.BigAutoField(primary_key=True)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, **_USER)
@@ -69,7 +69,7 @@ class PluginRating(models.Model):
 
 
 class PluginReport(models.Model):
-    """That a user thinks that something is wrong with a plugin. Staff decide."""
+    """A user's report that something is wrong with a plugin. Staff decide."""
 
     class Reason(models.TextChoices):
         MALICIOUS = "malicious"
@@ -102,7 +102,7 @@ class PluginReport(models.Model):
 
 
 class PluginTransfer(models.Model):
-    """That a plugin is to get another owner: accepted by them, and done after a hold in which it can be stopped."""
+    """A transfer of a plugin to another owner: accepted by them, and done after a hold in which it can be stopped."""
 
     class State(models.TextChoices):
         ASKED = "asked"

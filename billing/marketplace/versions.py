@@ -20,7 +20,7 @@ Key = tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]
 
 
 def version_key(version: str) -> Key:
-    """A key by which versions are ordered; build metadata does not count. Raises ValueError if it is no version."""
+    """Return a key that orders versions; build metadata does not count. Raises ValueError if it is no version."""
     found = _VERSION.fullmatch(version) if len(version) <= MAX_LENGTH else None
     if found is None:
         raise ValueError(Text("a version is three numbers, such as 1.4.0, as Semantic Versioning says"))
@@ -34,7 +34,7 @@ def version_key(version: str) -> Key:
 
 
 def parse_range(text: str) -> tuple[tuple[str, Key], ...]:
-    """The comparisons of a range such as ">=1.2.0 <2.0.0", "^1.2.0" or "~1.2.0". Raises ValueError."""
+    """Return the comparisons of a range such as ">=1.2.0 <2.0.0", "^1.2.0" or "~1.2.0". Raises ValueError."""
     comparisons: list[tuple[str, Key]] = []
     for part in text.split():
         found = _COMPARISON.fullmatch(part)
@@ -59,7 +59,7 @@ def in_range(version: str, text: str) -> bool:
 
 
 def _next(key: Key, *, minor: bool) -> Key:
-    """The first version that ^ or ~ leaves out. Before 1.0.0, each minor version may break what was."""
+    """Return the first version that ^ or ~ leaves out. Before 1.0.0, each minor version may be incompatible."""
     major, minor_number, _patch, _final, _parts = key
     if minor or major == 0:
         return major, minor_number + 1, 0, False, ()

@@ -1,4 +1,4 @@
-"""REST views of the catalogue, and of what developers do with their plugins."""
+"""REST views of the catalogue, and of developers' own plugins."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class VersionsView(StreamedBodies):
         },
     )
     def post(self, request: Request, plugin_id: UUID) -> Response:
-        """It is checked at once. `findings` of a 400 say what cannot be published."""
+        """The package is checked at once. `findings` of a 400 say what keeps it from being published."""
         return self.take_body(request, plugin_id=plugin_id)
 
 
@@ -214,7 +214,7 @@ class YankView(APIView):
         summary="Take a version off the list", operation_id="plugins_yank", request=YankSerializer, **_STEP
     )
     def post(self, request: Request, plugin_id: UUID, version: str) -> Response:
-        """Nobody installs it any more; who has it keeps it."""
+        """It can no longer be installed; users who have it keep it."""
         reason = _valid(YankSerializer, request.data)["reason"]
         publication.yank(user_id=user_id(request), plugin_id=plugin_id, version=version, reason=reason)
         return _version(request, plugin_id, version)
@@ -226,7 +226,7 @@ class YankView(APIView):
 
 
 class RatingView(APIView):
-    """What you think of a plugin."""
+    """Your rating of a plugin."""
 
     serializer_class = RatingSerializer
 
@@ -273,7 +273,7 @@ class _OpenView(APIView):
 
 
 class RevocationsView(_OpenView):
-    """What was revoked."""
+    """The list of revocations."""
 
     @extend_schema(
         auth=[],
@@ -282,14 +282,16 @@ class RevocationsView(_OpenView):
         responses={200: RevocationListSerializer, **error_responses(503)},
     )
     def get(self, request: Request) -> Response:
-        """`counter` only grows; after `expires_at` it is no answer any more. docs/plugins.md has how to check it."""
+        """`counter` only grows; after `expires_at` the list no longer counts. docs/plugins.md describes how to check
+        it.
+        """
         response = Response(RevocationListSerializer(revocations.body(revocations.signed_list())).data)
         patch_cache_control(response, public=True, max_age=60)
         return response
 
 
 class KeysView(_OpenView):
-    """With which keys plugins are signed."""
+    """The keys with which plugins are signed."""
 
     @extend_schema(
         auth=[],

@@ -1,6 +1,6 @@
-"""A virus scanner that packages are shown to: clamd, or what speaks as it does (INSTREAM). Off unless it is configured.
+"""A virus scanner for packages: clamd, or another that speaks its protocol (INSTREAM). Off unless it is configured.
 
-While it cannot be asked, nothing passes.
+While it does not answer, nothing passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TIMEOUT_S: Final = 60.0
 
 
 class ScannerAway(Exception):
-    """The scanner did not answer, or not as one does."""
+    """The scanner did not answer, or not in its protocol."""
 
 
 def is_on() -> bool:
@@ -28,7 +28,7 @@ def is_on() -> bool:
 
 
 def scan(package: IO[bytes]) -> list[Finding]:
-    """Return what the scanner finds in a file. Raises ScannerAway."""
+    """Return the scanner's findings in a file. Raises ScannerAway."""
     package.seek(0)
     try:
         with _connection() as line:

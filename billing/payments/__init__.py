@@ -1,5 +1,5 @@
 """Payments through Stripe: customers, checkouts, subscriptions, and the events about them.
 
-The truth is at Stripe and is fetched under a lease; an event only says that something changed. What Stripe is asked to
-do has a row first (a `StripeJob`), and is asked with a key made of that row, so that no crash does it twice.
+The truth is at Stripe and is fetched under a lease; an event only says that something changed. Each action at Stripe
+has a row first (a `StripeJob`), and is sent with a key made of that row, so that no crash does it twice.
 """

@@ -1,4 +1,4 @@
-"""Subscriptions, events and what Stripe is to do, in the admin: read, and asked for again."""
+"""Subscriptions, events and Stripe's jobs in the admin: read, and tried again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SubscriptionAdmin(ReadOnlyAdmin):
 
     @staticmethod
     def by_text(text: str) -> Q:
-        """By an id of Stripe's: its own, its customer's, or that of a charge or invoice that paid for it."""
+        """Search by an id of Stripe's: its own, its customer's, or that of a charge or invoice that paid for it."""
         booked = LedgerEntry.objects.filter(Q(charge_id=text) | Q(invoice_id=text)).exclude(
             subscription_id=""
         )
@@ -118,7 +118,7 @@ class StripeJobAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Try again now", permissions=["again"])
     def again(self, request: HttpRequest, chosen: QuerySet[StripeJob]) -> None:
-        """Also what failed for good: staff may have mended its cause."""
+        """Try jobs again, even those that failed for good: staff may have mended the cause."""
         states = [StripeJob.State.WANTED, StripeJob.State.UNKNOWN, StripeJob.State.FAILED]
         ids = list(chosen.filter(state__in=states).values_list("pk", flat=True))
         for pk in ids:  # each by itself: whoever holds one may wait for another

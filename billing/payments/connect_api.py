@@ -31,7 +31,7 @@ class AccountState:
 
 
 def create_account(*, email: str, developer: str, row: str, key: str) -> str:
-    """An account at Stripe for a developer. Stripe asks its owner who they are, and pays it out."""
+    """Create an account at Stripe for a developer. Stripe asks its owner who they are, and pays it out."""
     params = {
         "type": "express",
         "email": email,
@@ -42,12 +42,12 @@ def create_account(*, email: str, developer: str, row: str, key: str) -> str:
 
 
 def find_account(*, row: str, since: dt.datetime) -> str | None:
-    """The account that a row made, after `since`, and whose answer was lost."""
+    """Return the account that a row made after `since`, and whose answer was lost."""
     return stripe_api.find_made(lambda api, params: api.accounts.list(params), since=since, row=row)
 
 
 def get_account(stripe_id: str) -> AccountState:
-    """Raises Refused if there is none, or if it is not ours any more."""
+    """Return an account's state. Raises Refused if there is none, or if it is not ours any more."""
     found = stripe_api.call(lambda api: api.accounts.retrieve(stripe_id)).to_dict()
     receives = (found.get("capabilities") or {}).get("transfers") == "active" and found["payouts_enabled"]
     return AccountState(
@@ -56,16 +56,16 @@ def get_account(stripe_id: str) -> AccountState:
 
 
 def account_page(stripe_id: str, *, back: str, again: str) -> str:
-    """The address of Stripe's page on which the owner says who they are. It works once, for some minutes.
+    """Return the address of Stripe's page on which the owner says who they are. It works once, for some minutes.
 
-    `back` is where they come back to, `again` where Stripe sends them if the address is over.
+    The owner returns to `back`; Stripe sends them to `again` if the address has expired.
     """
     params = {"account": stripe_id, "type": "account_onboarding", "return_url": back, "refresh_url": again}
     return str(stripe_api.call(lambda api: api.account_links.create(params)).url)
 
 
 def earnings_page(stripe_id: str) -> str:
-    """The address of Stripe's page on which the owner sees their payouts."""
+    """Return the address of Stripe's page on which the owner sees their payouts."""
     return str(stripe_api.call(lambda api: api.accounts.login_links.create(stripe_id)).url)
 
 
@@ -105,7 +105,7 @@ def create_purchase(
     back: str,
     cancelled: str,
 ) -> str:
-    """A page at Stripe on which a plugin is paid, once. Returns the session's id."""
+    """Create a page at Stripe on which a plugin is paid, once. Returns the session's id."""
     note_of_it = {"adiuva_purchase": purchase, "env": stripe_api.environment()}
     price = {"currency": currency, "unit_amount": cents, "product_data": {"name": name}}
     params: dict[str, Any] = {
@@ -128,7 +128,7 @@ def create_purchase(
 
 
 def get_purchase(session_id: str) -> PurchaseState:
-    """A session, its charge, and the charge's disputes: one call, or two if there is a dispute."""
+    """Return a session, its charge, and the charge's disputes: one call, or two if there is a dispute."""
     expand = {"expand": ["payment_intent.latest_charge"]}
     found = stripe_api.call(lambda api: api.checkout.sessions.retrieve(session_id, expand)).to_dict()
     intent = found.get("payment_intent")
@@ -153,7 +153,7 @@ def get_purchase(session_id: str) -> PurchaseState:
 
 
 def _disputed(charge_id: str) -> tuple[int, bool]:
-    """Return how much of a charge was lost, and whether something is not decided."""
+    """Return how much of a charge was lost, and whether something is undecided."""
     found = stripe_api.call(
         lambda api: api.disputes.list({"charge": charge_id, "limit": stripe_api.PAGE})
     ).data
@@ -163,7 +163,7 @@ def _disputed(charge_id: str) -> tuple[int, bool]:
 
 @dataclass(frozen=True, slots=True)
 class ChargeState:
-    """The state of a charge in a list, by which a change that we missed is seen."""
+    """The state of a charge in a list, which shows changes that we missed."""
 
     payment_intent: str
     refunded_cents: int
@@ -171,7 +171,7 @@ class ChargeState:
 
 
 def charges_since(since: dt.datetime) -> Iterator[ChargeState]:
-    """All paid charges since a time, the latest first."""
+    """Yield all paid charges since a time, the latest first."""
     params: dict[str, Any] = {"limit": stripe_api.PAGE, "created": {"gte": int(since.timestamp())}}
     while True:
         page = stripe_api.call(lambda api: api.charges.list(dict(params)))
@@ -187,7 +187,7 @@ def charges_since(since: dt.datetime) -> Iterator[ChargeState]:
 
 
 def transfer(*, account: str, cents: int, currency: str, charge: str, group: str, row: str, key: str) -> str:
-    """Send a developer what is theirs of a charge. It leaves when the charge's money is there. Returns its id."""
+    """Send a developer their part of a charge. It leaves when the charge's money is there. Returns its id."""
     params = {
         "amount": cents,
         "currency": currency,
@@ -209,7 +209,9 @@ def find_transfer(*, group: str, row: str) -> str | None:
 
 
 def reverse(*, transfer_id: str, cents: int, row: str, key: str) -> str:
-    """Take a part of a transfer back. Raises Refused with `balance_insufficient` if the account has not so much."""
+    """Take a part of a transfer back. Raises Refused with `balance_insufficient` if the account does not have that
+    much.
+    """
     params = {"amount": cents, "metadata": {"adiuva_row": row, "env": stripe_api.environment()}}
     made = stripe_api.call(
         lambda api: api.transfers.reversals.create(transfer_id, params, {"idempotency_key": key})

@@ -1,11 +1,11 @@
-"""Copies of what is at Stripe. Events, actions and comparisons only ask for one, so their order does not matter.
+"""Copies of objects at Stripe. Events, actions and comparisons only request one, so their order does not matter.
 
 One process at a time fetches an object, holding its row's lease, and it writes before the next may fetch: an older
-answer cannot overwrite a newer one. Whoever asks meanwhile raises `wanted`, and the row is fetched again.
+answer cannot overwrite a newer one. A request meanwhile raises `wanted`, and the row is fetched again.
 
-What Stripe does not answer is asked for again, later each time. What it refuses is given up, with the reason in the row
-and a line in the log, until somebody asks anew. What PostgreSQL did not let us write (`db.is_conflict`) is
-fetched again.
+If Stripe does not answer, the object is fetched again, later each time. If Stripe refuses, the copy is given up, with
+the reason in the row and a line in the log, until the next request. If PostgreSQL did not let us write
+(`db.is_conflict`), it is fetched again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from billing.payments.stripe_api import Refused, StripeAway
 
 _LEASE: Final = dt.timedelta(seconds=60)  # longer than the calls for one object may take
 _LONGEST_WAIT_S: Final = 600.0
-_AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # so that it is a later round that fetches it
+_AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # a later round fetches it
 _MOST: Final = 200
 # Columns that only say when a copy is to be fetched: an export leaves them out.
 COPY_FIELDS: Final = ("wanted", "synced", "not_before", "attempts", "refused", *LEASE_FIELDS)
@@ -39,10 +39,10 @@ log = structlog.get_logger(__name__)
 
 
 class Copied(Leased):
-    """A row that has what Stripe says of an object.
+    """A row with a copy of an object at Stripe.
 
-    `wanted` counts what asked for a new copy, and `synced` is the value of `wanted` before the latest copy was fetched:
-    while they differ, the copy may be stale.
+    `wanted` counts the requests for a new copy, and `synced` is the value of `wanted` before the latest copy was
+    fetched: while they differ, the copy may be stale.
     """
 
     wanted = models.PositiveIntegerField(default=0, editable=False)
@@ -62,27 +62,28 @@ S = TypeVar("S")
 
 
 def is_stale() -> Q:
-    """Rows of which a newer copy is wanted."""
+    """Return a condition on rows of which a newer copy is wanted."""
     return Q(wanted__gt=F("synced"))
 
 
 def finish(lease: Lease[M], row: M, wanted: int) -> None:
-    """Save a row of `lease.held()` as the copy that was asked for by `wanted`, and let go of it. Raises LeaseLost."""
+    """Save a row of `lease.held()` as the copy requested by `wanted`, and release the lease. Raises LeaseLost."""
     row.synced, row.attempts, row.refused = wanted, 0, ""
     row.save()
     lease.release()
 
 
 def _keep(row: M, reason: str) -> None:
-    """Leave what was copied earlier as it is."""
+    """Leave the earlier copy as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copies(Generic[M, S]):
     """The way in which the rows of a model are copied.
 
-    `get` asks Stripe; it raises StripeAway, or Refused where there will never be an answer. `write` is called in a
-    transaction with the lease, the answer and what to `finish` with. `refuse` changes a locked row that was refused.
+    `get` calls Stripe; it raises StripeAway, or Refused where there will never be an answer. `write` is called in a
+    transaction with the lease, the answer and the `wanted` for `finish`. `refuse` changes a locked row that was
+    refused.
     """
 
     model: type[M]
@@ -92,8 +93,8 @@ class Copies(Generic[M, S]):
 
     @transaction.atomic
     def want(self, rows: QuerySet[M]) -> int:
-        """Ask for new copies; they are fetched after the commit. Returns of how many rows."""
-        # In one order, so that two who ask for the same ones do not wait for each other.
+        """Request new copies; they are fetched after the commit. Returns the number of rows."""
+        # In a fixed order, so that two requests for the same rows do not wait for each other.
         pks = list(rows.order_by("pk").select_for_update(no_key=True).values_list("pk", flat=True))
         if pks:
             chosen = self.model._default_manager.filter(pk__in=pks)
@@ -102,7 +103,7 @@ class Copies(Generic[M, S]):
         return len(pks)
 
     def run(self, most: int = _MOST) -> int:
-        """Fetch what is wanted and due. Returns how many copies were tried."""
+        """Fetch wanted copies that are due. Returns how many were tried."""
         tried = 0
         due = self.model._default_manager.filter(is_stale(), not_before__lte=Now()).order_by(
             "not_before", "pk"
@@ -122,7 +123,7 @@ class Copies(Generic[M, S]):
                 raise error
 
     def fetch(self, row: M) -> StripeAway | Refused | None:
-        """Copy a row that was just claimed. Returns what prevented it; the row says then when it is tried again."""
+        """Copy a row that was just claimed. Returns what prevented it; the row then says when it is tried again."""
         lease, wanted = row.lease(_LEASE), row.wanted
         named = {"model": self.model.__name__, "row": str(row.pk)}
         try:

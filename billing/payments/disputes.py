@@ -1,7 +1,7 @@
-"""Disputes of payments: what staff have to answer at Stripe, and what becomes of the plan.
+"""Disputes of payments: those that staff have to answer at Stripe, and their effect on the plan.
 
 The rules of copying are in copies.py. A dispute goes through its states in one direction, so a copy never goes back
-from an end to what was before.
+from an end to an earlier state.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ log = structlog.get_logger(__name__)
 
 @transaction.atomic
 def want(stripe_ids: Collection[str]) -> None:
-    """Ask for new copies of these disputes, known or not."""
+    """Request new copies of these disputes, known or not."""
     ids = sorted(set(stripe_ids))
     Dispute.objects.bulk_create((Dispute(stripe_id=each) for each in ids), ignore_conflicts=True)
     _COPIES.want(Dispute.objects.filter(pk__in=ids))
 
 
 def run(most: int = 100) -> int:
-    """Fetch what is wanted and due. Returns how many copies were tried."""
+    """Fetch wanted copies that are due. Returns how many were tried."""
     return _COPIES.run(most)
 
 
 def _get(row: Dispute) -> tuple[DisputeState, Paid] | None:
-    """A dispute and what was paid; None if Stripe has no such dispute."""
+    """Return a dispute and what was paid; None if Stripe has no such dispute."""
     try:
         state = money_api.get_dispute(row.stripe_id)
     except Refused as error:
@@ -51,11 +51,11 @@ def _get(row: Dispute) -> tuple[DisputeState, Paid] | None:
 
 
 def _write(lease: Lease[Dispute], answer: tuple[DisputeState, Paid] | None, wanted: int) -> None:
-    """The account is locked before the dispute. Raises LeaseLost."""
+    """Write the copy. Locks the account before the dispute. Raises LeaseLost."""
     if answer is None:
         row = lease.held()
         _mark_events(row, "resource_missing")
-        row.delete()  # an event named what there is not
+        row.delete()  # an event named a dispute that does not exist
         return
     state, paid = answer
     user_id = _lock_payer(paid.customer_id)
@@ -72,7 +72,7 @@ def _write(lease: Lease[Dispute], answer: tuple[DisputeState, Paid] | None, want
     if row.status == "lost" and not was_lost:
         log.error("dispute.lost", dispute_id=row.stripe_id)
         if Subscription.objects.filter(stripe_id=row.subscription_id, status__in=Subscription.LIVE).exists():
-            # Who takes money back through their bank is not charged again.
+            # A user who takes money back through their bank is not charged again.
             stripe_jobs.want(StripeJob.Kind.END, row.subscription_id, user_id)
     _follow(user_id)
 
@@ -91,7 +91,7 @@ def _is_later(new: str, known: str) -> bool:
 
 @transaction.atomic
 def release(*, dispute: Dispute) -> None:
-    """Give back the plan that a lost dispute took, as far as the subscription still gives one."""
+    """Give back the plan that a lost dispute took, if the subscription still gives one."""
     user_id = _lock_payer(dispute.customer_id)
     Dispute.objects.filter(pk=dispute.pk).update(released=True)
     stripe_jobs.drop(StripeJob.Kind.END, dispute.subscription_id)

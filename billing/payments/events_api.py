@@ -1,4 +1,4 @@
-"""Stripe's events: the types that are subscribed to, and the fields that are kept."""
+"""Stripe's events: the subscribed types, and the fields that are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from billing.payments import stripe_api
 
-# Ids become parts of addresses, so whatever else an event names is never asked for.
+# Ids become parts of addresses, so anything else that an event names is never fetched.
 _ID: Final = re.compile(r"[A-Za-z0-9_-]+")
 # Events about money that moved, and about disputes.
 MONEY_TYPES: Final = [
@@ -33,7 +33,7 @@ PLUGIN_TYPES: Final = [
     "checkout.session.async_payment_succeeded",
     "checkout.session.completed",
 ]
-# What a webhook at Stripe should send. Those about accounts come from an endpoint for connected accounts.
+# The types that a webhook at Stripe should send. Those about accounts come from an endpoint for connected accounts.
 EVENT_TYPES: Final = [
     *MONEY_TYPES,
     *DISPUTE_TYPES,
@@ -51,7 +51,7 @@ EVENT_TYPES: Final = [
 
 @dataclass(frozen=True, slots=True)
 class EventState:
-    """`error`: why it cannot be followed; objects without a valid id are then left out."""
+    """An event. `error`: why it cannot be followed; objects without a valid id are then left out."""
 
     stripe_id: str
     type: str
@@ -65,7 +65,7 @@ class EventState:
 
 
 def events_since(since: dt.datetime) -> Iterator[EventState]:
-    """Events of EVENT_TYPES, the latest first. Stripe keeps them for 30 days."""
+    """Yield events of EVENT_TYPES, the latest first. Stripe keeps them for 30 days."""
     params: dict[str, Any] = {
         "limit": stripe_api.PAGE,
         "types": EVENT_TYPES,
@@ -83,7 +83,7 @@ def events_since(since: dt.datetime) -> Iterator[EventState]:
 
 
 def read_event(event: Any) -> EventState | None:
-    """Return what is kept of an event's JSON; None if it does not have the form of an event."""
+    """Return the fields kept of an event's JSON; None if it does not have the form of an event."""
     try:
         about = event["data"]["object"]
         subscription = about["id"] if about.get("object") == "subscription" else about.get("subscription")

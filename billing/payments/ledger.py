@@ -1,7 +1,8 @@
 """The ledger: each movement of the money that Stripe keeps for us, once, as lines that sum to zero.
 
-A movement is a fact that never changes, so it needs neither a lease nor an order: whoever reads it first writes it.
-Events only hint that there are new ones; they are listed from the newest known one on, and all of a month once a day.
+A movement is a fact that never changes, so it needs neither a lease nor an order: any process that reads it first
+writes it. Events only hint that there are new ones; they are listed from the newest known one on, and a whole month
+once a day.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from billing.payments.money_api import Movement, Paid
 from billing.payments.stripe_api import Refused, StripeAway
 
 Account = LedgerLine.Account
-# Movements of the last hour are asked for again, since some are listed late.
+# Movements of the last hour are listed again, since some are listed late.
 _OVERLAP: Final = dt.timedelta(hours=1)
 _COMPARED: Final = dt.timedelta(days=30)
 _WORTH_A_LIST: Final = 3  # charges
 _CHARGES: Final = ("charge", "payment")
 _REFUNDS: Final = ("refund", "payment_refund")
-# Where the money of a movement came from or went to.
+# The account that the money of a movement came from or went to.
 _ACCOUNTS: Final[Mapping[str, str]] = {
     "charge": Account.SALES,
     "payment": Account.SALES,
@@ -51,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 def copy(since: dt.datetime | None = None) -> int:
-    """Write the movements since a time, by default since the newest that is known. Returns how many were new."""
+    """Write the movements since a time, by default since the newest known one. Returns how many were new."""
     if not stripe_api.is_on():
         return 0
     if since is None:
@@ -61,7 +62,7 @@ def copy(since: dt.datetime | None = None) -> int:
         found = list(money_api.movements(since))
         ids = [movement.stripe_id for movement in found]
         known = set(LedgerEntry.objects.filter(source__in=ids).values_list("source", flat=True))
-        # In the order in which they happened: how much of a refund is tax hangs on what was refunded before.
+        # In the order in which they happened: the tax in a refund depends on earlier refunds.
         new = [movement for movement in reversed(found) if movement.stripe_id not in known]
         paid = _listed(new)
         for movement in new:
@@ -74,7 +75,7 @@ def copy(since: dt.datetime | None = None) -> int:
 
 
 def _listed(new: Sequence[Movement]) -> dict[str, Paid]:
-    """For what charges were, by their payments, where a list takes fewer calls than to ask for each."""
+    """Return what charges paid for, by their payments, if a list takes fewer calls than one call each."""
     charges = [movement for movement in new if movement.payment_id and movement.kind in _CHARGES]
     if len(charges) < _WORTH_A_LIST:
         return {}
@@ -111,7 +112,7 @@ def _gone_before(movement: Movement, paid: Paid) -> int:
     """Return how much of this charge had gone back already: by refunds, and for a plugin by disputes as well."""
     if not movement.charge_id or movement.kind in _CHARGES:
         return 0
-    with connection.cursor() as cursor:  # so that two processes do not both take theirs for the next
+    with connection.cursor() as cursor:  # two processes must not both take theirs for the next
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [movement.charge_id])
     earlier = LedgerEntry.objects.filter(charge_id=movement.charge_id).exclude(pk=movement.stripe_id)
     earlier = earlier.exclude(kind__in=_CHARGES) if paid.purchase else earlier.filter(kind__in=_REFUNDS)
@@ -119,10 +120,10 @@ def _gone_before(movement: Movement, paid: Paid) -> int:
 
 
 def lines_of(movement: Movement, paid: Paid, *, refunded_before: int = 0) -> dict[str, int]:
-    """The lines of a movement, by account. They sum to zero, whatever the movement says.
+    """Return the lines of a movement, by account. They sum to zero, whatever the movement says.
 
-    What goes back of a charge takes its part of the tax and of the developer's share with it, as the difference of two
-    sums, so that the parts of a charge give both back to the cent.
+    Money that goes back of a charge takes its part of the tax and of the developer's share with it, as the difference
+    of two sums, so that the parts of a charge give both back to the cent.
     """
     tax = share = 0
     before, after = refunded_before, refunded_before - movement.cents
@@ -143,7 +144,7 @@ def lines_of(movement: Movement, paid: Paid, *, refunded_before: int = 0) -> dic
 
 
 def _share_of(gone: int, paid: Paid) -> int:
-    """The developer's of a plugin's sale when so much of it went back."""
+    """Return the developer's part of the `gone` cents of a plugin's sale."""
     return shares.due_of(total=paid.cents, tax=paid.tax_cents, gone=gone) if paid.purchase else 0
 
 
@@ -152,7 +153,7 @@ def _tax_of(cents: int, paid: Paid) -> int:
 
 
 def sums() -> dict[str, dict[str, int]]:
-    """Return what is on each account, by currency."""
+    """Return the balance of each account, by currency."""
     found: dict[str, dict[str, int]] = {}
     rows = LedgerLine.objects.values_list("currency", "account").annotate(sum=Sum("cents"))
     for currency, account, cents in rows.order_by("currency", "account"):
@@ -161,9 +162,9 @@ def sums() -> dict[str, dict[str, int]]:
 
 
 def check() -> dict[str, int]:
-    """List a month of movements again, and compare our account at Stripe with what Stripe says.
+    """List a month of movements again, and compare our account at Stripe with Stripe's balance.
 
-    Returns by how many cents they differ, by currency; nothing is what is right.
+    Returns the differences in cents, by currency; there should be none.
     """
     if not stripe_api.is_on():
         return {}

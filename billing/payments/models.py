@@ -15,7 +15,7 @@ from adiuva.accounts.models import PlanName
 from adiuva.core.leases import Leased
 from billing.payments.copies import Copied
 
-# How long a plan stays after a failed payment, at most, while Stripe tries again.
+# The longest time that a plan stays after a failed payment while Stripe tries again.
 GRACE: Final = dt.timedelta(days=14)
 
 
@@ -40,17 +40,17 @@ class SubscriptionQuerySet(models.QuerySet["Subscription"]):
         return self.filter(status__in=Subscription.LIVE)
 
     def giving(self) -> Self:
-        """Those that give their plan, as `billing.tiers` has it."""
+        """Return subscriptions that give their plan, by the rule of `billing.tiers`."""
         in_grace = Q(status=Subscription.Status.PAST_DUE, past_due_since__gt=Now() - GRACE)
         lost = Dispute.objects.filter(subscription_id=OuterRef("stripe_id"), status="lost", released=False)
         return self.filter(Q(status__in=("trialing", "active")) | in_grace, ~Exists(lost), doubled=False)
 
 
 class Subscription(Copied):
-    """A copy of what Stripe says of a subscription, as of `synced_at`."""
+    """A copy of Stripe's facts about a subscription, as of `synced_at`."""
 
     class Status(models.TextChoices):
-        """Stripe's own, and `unknown` before the first copy."""
+        """Stripe's own statuses, and `unknown` before the first copy."""
 
         UNKNOWN = "unknown"
         INCOMPLETE = "incomplete"
@@ -115,7 +115,7 @@ class Subscription(Copied):
 
 
 class Event(models.Model):
-    """That Stripe told us of something, once for each event. Of its content only ids are kept: it names people."""
+    """An event that Stripe sent, once. Only ids of its content are kept: it names people."""
 
     class State(models.TextChoices):
         NEW = "new"
@@ -158,10 +158,10 @@ class StripeJobQuerySet(models.QuerySet["StripeJob"]):
 
 
 class StripeJob(Leased):
-    """Something that Stripe is to do, once. Its key at Stripe is made of this row and of `attempt`.
+    """An action for Stripe to do, once. Its key at Stripe is made of this row and of `attempt`.
 
-    There is one open job of a kind and subject at a time. `user_id` is no reference, since what ends an account's
-    payments outlives the account.
+    There is one open job of a kind and subject at a time. `user_id` is no reference, since the job that ends an
+    account's payments outlives the account.
     """
 
     class Kind(models.TextChoices):
@@ -230,13 +230,13 @@ class StripeJob(Leased):
 
 
 class Dispute(Copied):
-    """A payment that a card's holder takes back through their bank: a copy of what Stripe says of it.
+    """A payment that a card's holder takes back through their bank: a copy of Stripe's facts.
 
-    While it is open the plan stays. One that is lost takes the plan away, and ends the subscription, unless staff say
+    While it is open the plan stays. A lost one takes the plan away, and ends the subscription, unless staff decide
     otherwise (`released`).
     """
 
-    # The order in which a dispute goes through them; a copy never goes back.
+    # The order of a dispute's states; a copy never goes back.
     STATES: Final = (
         ("warning_needs_response", "warning_under_review", "needs_response", "under_review"),
         ("warning_closed", "prevented", "won", "lost"),
@@ -293,7 +293,7 @@ class LedgerEntry(models.Model):
 
 
 class LedgerLine(models.Model):
-    """A part of an entry, by account. What came to the account is more than zero, what it gave is less."""
+    """A part of an entry, by account. Money that came to the account is positive, money that left it negative."""
 
     class Account(models.TextChoices):
         STRIPE = "stripe", "what Stripe keeps for us"

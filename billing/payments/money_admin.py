@@ -55,7 +55,7 @@ class LedgerEntryAdmin(ByStripeIdAdmin):
 
     @admin.display(description="lines")
     def booked(self, entry: LedgerEntry) -> SafeString:
-        """The lines of the entry, which sum to zero."""
+        """Show the lines of the entry, which sum to zero."""
         lines = [
             (line.get_account_display(), line.cents, line.currency.upper()) for line in entry.lines.all()
         ]

@@ -1,4 +1,4 @@
-"""The calls to Stripe about money: what moved and for what, our balance, disputes and refunds."""
+"""The calls to Stripe about money: movements and their reasons, our balance, disputes and refunds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """For what a payment was made. `tax_cents` is the part of `cents` that is tax; `purchase` is a plugin's, ours."""
+    """What a payment was made for. `tax_cents` is the part of `cents` that is tax; `purchase` is our id of a
+    plugin's.
+    """
 
     invoice_id: str = ""
     subscription_id: str = ""
@@ -50,7 +52,7 @@ class DisputeState:
 
 
 def movements(since: dt.datetime | None) -> Iterator[Movement]:
-    """All changes of the balance since a time, the latest first."""
+    """Yield all changes of the balance since a time, the latest first."""
     params: dict[str, Any] = {"limit": stripe_api.PAGE, "expand": ["data.source"]}
     if since is not None:
         params["created"] = {"gte": int(since.timestamp())}
@@ -80,7 +82,9 @@ def _movement(found: Any) -> Movement:
 
 
 def paid_for(payment_id: str) -> Paid:
-    """The invoice that a payment paid, with its subscription and tax, or the plugin; empty if it paid neither."""
+    """Return the invoice that a payment paid, with its subscription and tax, or the plugin; empty if it paid
+    neither.
+    """
     params: dict[str, Any] = {
         "payment": {"type": "payment_intent", "payment_intent": payment_id},
         "expand": ["data.invoice"],
@@ -92,8 +96,7 @@ def paid_for(payment_id: str) -> Paid:
 
 
 def paid_by_invoices(since: dt.datetime) -> dict[str, Paid]:
-    """Return the amounts of payments of invoices that were made since a time, by
-    the payments' ids: a hundred in a call."""
+    """Return what payments of invoices since a time were for, by the payments' ids: a hundred in a call."""
     params: dict[str, Any] = {
         "created": {"gte": int(since.timestamp())},
         "status": "paid",
@@ -113,7 +116,7 @@ def paid_by_invoices(since: dt.datetime) -> dict[str, Paid]:
 
 
 def _paid(found: Any) -> Paid:
-    """For what an invoice is."""
+    """Return what an invoice is for."""
     invoice = found.to_dict()
     parent = (invoice.get("parent") or {}).get("subscription_details") or {}
     return Paid(
@@ -139,7 +142,7 @@ def _bought_with(payment_id: str) -> Paid:
 
 
 def balance() -> dict[str, int]:
-    """Return what Stripe keeps for us, by currency, with what is on its way to us."""
+    """Return the balance that Stripe keeps for us, by currency, with money on its way to us."""
     found = stripe_api.call(lambda api: api.balance.retrieve()).to_dict()
     sums: dict[str, int] = {}
     for each in (*found["available"], *found["pending"]):
@@ -172,7 +175,7 @@ def refund(*, charge_id: str, cents: int, row: str, key: str) -> str:
 
 
 def find_refund(*, charge_id: str, row: str) -> str | None:
-    """The refund that a row made whose answer was lost."""
+    """Return the refund that a row made and whose answer was lost."""
     for each in stripe_api.call(
         lambda api: api.refunds.list({"charge": charge_id, "limit": stripe_api.PAGE})
     ).data:

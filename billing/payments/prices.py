@@ -1,4 +1,4 @@
-"""The plans' prices at Stripe. A price never changes there: a plan that costs something else gets another one."""
+"""The plans' prices at Stripe. A price never changes there: a plan whose price changes gets another one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from billing.payments import stripe_api
 
 
 def make_missing() -> Iterator[tuple[str, str]]:
-    """Give each plan that costs something the price that says so. Yields plans and prices.
+    """Give each paid plan a price at Stripe that matches. Yields plans and prices.
 
     Raises StripeAway, Refused, StripeOff.
     """

@@ -1,4 +1,4 @@
-"""Refunds by staff, of a whole charge or of a part. What is paid back is seen in the ledger; the plan stays."""
+"""Refunds by staff, of a whole charge or of a part. The ledger shows them; the plan stays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def left_of(charge: LedgerEntry) -> int:
 
 @transaction.atomic
 def want(*, charge: LedgerEntry, cents: int | None = None, ends: bool = False) -> StripeJob:
-    """Have a charge refunded, all that is left of it by default, and with `ends` its subscription ended at once.
+    """Have a charge refunded, by default all that is left of it, and with `ends` its subscription ended at once.
 
     Raises Invalid, and Conflict while another refund of the charge is on its way.
     """

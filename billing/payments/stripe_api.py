@@ -2,8 +2,8 @@
 
 Only this module imports Stripe's library, and only for the first call: it takes 30 MB.
 
-Each call is tried once; what comes of a failure is decided by the caller's row. The library's errors become three:
-StripeOff (nothing is configured), StripeAway (the outcome is unknown, or the call may pass later), Refused (never).
+Each call is tried once; the caller's row decides what follows a failure. The library's errors become three: StripeOff
+(nothing is configured), StripeAway (the outcome is unknown, or the call may pass later), Refused (never).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What this code was written for; events of other versions do no harm, since only their ids are used.
+# The version that this code was written for; events of other versions do no harm, since only their ids are used.
 API_VERSION: Final = "2026-10-28.endive"
 _TIMEOUT_S: Final = (3.0, 10.0)  # to connect, to answer
 PAGE: Final = 100
@@ -43,7 +43,7 @@ class StripeOff(Unavailable):
 class StripeAway(Unavailable):
     """Stripe did not answer, or not as it should. `may_be_done`: it may have carried the call out all the same.
 
-    `is_kept`: Stripe keeps this failure for the call's key, and would only say it again.
+    `is_kept`: Stripe keeps this failure for the call's key, and would only repeat it.
     """
 
     code = "billing_away"
@@ -73,7 +73,7 @@ class Refused(AdiuvaError):
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionState:
-    """The facts that are kept of a subscription at Stripe. Prices are ids; `tier` is what the price's metadata says."""
+    """The facts kept of a subscription at Stripe. Prices are ids; `tier` is from the price's metadata."""
 
     stripe_id: str
     customer_id: str
@@ -94,7 +94,7 @@ def is_on() -> bool:
 
 
 def environment() -> str:
-    """Written on each object, so that two installations on one Stripe account leave each other's alone."""
+    """Return the mark on each object by which two installations on one Stripe account leave each other's alone."""
     return str(settings.PUBLIC_URL)
 
 
@@ -138,7 +138,7 @@ def call(act: Callable[[Any], T]) -> T:
 
 
 def note(found: Any, name: str) -> str:
-    """Return what we wrote on an object of Stripe; empty if nothing."""
+    """Return our note on an object of Stripe; empty if there is none."""
     return str(found.metadata.to_dict().get(name, "")) if found.metadata else ""
 
 
@@ -150,7 +150,9 @@ def time_of(seconds: int) -> dt.datetime:
 
 
 def price_of(*, tier: str, name: str, cents: int, currency: str) -> str:
-    """The monthly price of a plan, made if there is none. Its key names plan and price, so none is made twice."""
+    """Return the monthly price of a plan, made if there is none. Its key names plan and price, so none is
+    made twice.
+    """
     key = f"adiuva_{tier}_{cents}_{currency}"
     found = call(lambda api: api.prices.list({"lookup_keys": [key], "active": True})).data
     if found:
@@ -176,12 +178,12 @@ def create_customer(*, email: str, user_id: str, row: str, key: str) -> str:
 
 
 def find_customer(*, since: dt.datetime, row: str) -> str | None:
-    """The customer that a row made, after `since`, and whose answer was lost."""
+    """Return the customer that a row made after `since`, and whose answer was lost."""
     return find_made(lambda api, params: api.customers.list(params), since=since, row=row)
 
 
 def find_made(list_page: Callable[[Any, dict[str, Any]], Any], *, since: dt.datetime, row: str) -> str | None:
-    """The id of what a row made at Stripe after `since`, found by going through the list of its kind."""
+    """Return the id of the object that a row made at Stripe after `since`. Goes through the list of its kind."""
     params: dict[str, Any] = {"created": {"gte": int(since.timestamp())}, "limit": PAGE}
     while True:
         page = call(lambda api: list_page(api, dict(params)))
@@ -194,7 +196,7 @@ def find_made(list_page: Callable[[Any, dict[str, Any]], Any], *, since: dt.date
 
 
 def delete_customer(customer_id: str) -> None:
-    """Delete a customer, which cancels all their subscriptions at once. One that is gone is no failure."""
+    """Delete a customer, which cancels all their subscriptions at once. A missing one is no failure."""
     try:
         call(lambda api: api.customers.delete(customer_id))
     except Refused as error:
@@ -228,7 +230,7 @@ def create_checkout(
     back: str,
     cancelled: str,
 ) -> Checkout:
-    """A page at Stripe on which a subscription is paid. `back` and `cancelled` are addresses of ours."""
+    """Create a page at Stripe on which a subscription is paid. `back` and `cancelled` are addresses of ours."""
     params: dict[str, Any] = {
         "mode": "subscription",
         "customer": customer_id,
@@ -254,7 +256,7 @@ def get_checkout(session_id: str) -> Checkout:
 
 
 def find_checkout(*, customer_id: str, row: str) -> Checkout | None:
-    """The session that a row opened whose answer was lost."""
+    """Return the session that a row opened and whose answer was lost."""
     params = {"customer": customer_id, "limit": PAGE}
     for each in call(lambda api: api.checkout.sessions.list(params)).data:
         if note(each, "adiuva_row") == row:
@@ -263,7 +265,7 @@ def find_checkout(*, customer_id: str, row: str) -> Checkout | None:
 
 
 def expire_checkout(session_id: str) -> None:
-    """One that is no longer open is no failure."""
+    """Expire a session. If it is no longer open, that is no failure."""
     try:
         call(lambda api: api.checkout.sessions.expire(session_id))
     except Refused:
@@ -272,7 +274,7 @@ def expire_checkout(session_id: str) -> None:
 
 
 def portal(*, customer_id: str, back: str, change: tuple[str, str, str, int] | None = None) -> str:
-    """The address of a page at Stripe for cards, invoices, changes and cancels.
+    """Return the address of a page at Stripe for cards, invoices, changes and cancels.
 
     `change` (subscription, its item, price, quantity) leads to the page that confirms just this change.
     """
@@ -296,20 +298,22 @@ def portal(*, customer_id: str, back: str, change: tuple[str, str, str, int] | N
 
 
 def get_subscription(stripe_id: str) -> SubscriptionState:
-    """Raises Refused with the reason `resource_missing` if there is none."""
+    """Return a subscription. Raises Refused with the reason `resource_missing` if there is none."""
     return _subscription(
         call(lambda api: api.subscriptions.retrieve(stripe_id, {"expand": ["schedule", "latest_invoice"]}))
     )
 
 
 def item_of(stripe_id: str) -> str:
-    """The id of a subscription's one item."""
+    """Return the id of a subscription's one item."""
     found = call(lambda api: api.subscriptions.retrieve(stripe_id))
     return str(found["items"].data[0].id)
 
 
 def set_seats(stripe_id: str, *, item: str, seats: int, grows: bool, key: str) -> None:
-    """More seats are charged at once for the rest of the period, or not given; fewer are credited later."""
+    """Set the number of seats. More are charged at once for the rest of the period, or refused; fewer are credited
+    later.
+    """
     params: dict[str, Any] = {
         "items": [{"id": item, "quantity": seats}],
         "proration_behavior": "always_invoice" if grows else "create_prorations",
@@ -324,7 +328,7 @@ def set_cancel(stripe_id: str, *, cancel: bool, key: str) -> None:
 
 
 def cancel_now(stripe_id: str) -> None:
-    """One that is over is no failure."""
+    """Cancel a subscription at once. If it is over, that is no failure."""
     try:
         call(lambda api: api.subscriptions.cancel(stripe_id))
     except Refused as error:
@@ -333,7 +337,7 @@ def cancel_now(stripe_id: str) -> None:
 
 
 def subscriptions(*, status: str = "all") -> Iterator[SubscriptionState]:
-    """All subscriptions of the account, the latest first."""
+    """Yield all subscriptions of the account, the latest first."""
     params: dict[str, Any] = {"status": status, "limit": PAGE, "expand": ["data.schedule"]}
     while True:
         page = call(lambda api: api.subscriptions.list(dict(params)))
@@ -362,7 +366,9 @@ def _subscription(found: Any) -> SubscriptionState:
 
 
 def _open_invoice(found: Any) -> str:
-    """The page on which the latest invoice is paid, or a payment confirmed at the bank, if it is to be."""
+    """Return the page on which the latest invoice is paid, or its payment confirmed at the bank, if it is open; else
+    "".
+    """
     invoice = found.latest_invoice
     if invoice is None or isinstance(invoice, str) or invoice.status != "open":
         return ""
@@ -370,7 +376,7 @@ def _open_invoice(found: Any) -> str:
 
 
 def _later_price(found: Any) -> str:
-    """The price of the phase after the present one, if a schedule has one."""
+    """Return the price of the phase after the present one, if a schedule has one."""
     schedule = found.schedule
     if schedule is None or isinstance(schedule, str) or schedule.status != "active":
         return ""

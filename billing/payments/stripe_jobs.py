@@ -1,9 +1,9 @@
-"""Carries out what Stripe is to do: once, whatever breaks on the way.
+"""Carries out actions at Stripe: once, whatever breaks on the way.
 
-The row is claimed, Stripe is called with no transaction open, and what came of it is written if the row is still ours.
-A call whose outcome is unknown is sent again with the same key, for which Stripe gives the first answer again. Two
-cases need a look at Stripe first, since the key does not help there: it keeps a failure of its own (a 500) for the key,
-and it forgets keys after a day. What is found is taken; what is not found gets a new key, by a raised `attempt`.
+The row is claimed, Stripe is called with no transaction open, and the outcome is written if the row is still ours. A
+call whose outcome is unknown is sent again with the same key, for which Stripe gives the first answer again. In two
+cases the key does not help, and Stripe is searched first: it keeps a failure of its own (a 500) for the key, and it
+forgets keys after a day. If the search finds the object, that one counts; if not, a raised `attempt` makes a new key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from billing.payments.stripe_api import Refused, StripeAway
 _LEASE: Final = dt.timedelta(seconds=60)  # longer than a call may take
 _KEYS_LAST: Final = dt.timedelta(hours=23)  # Stripe: at least 24
 _LONGEST_WAIT_S: Final = 3600.0
-_AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # so that it is a later round that sends it again
+_AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # a later round sends it again
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +43,11 @@ class NotPossible(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`send` calls Stripe and returns the id of what it made; `look` finds what an earlier call made.
+    """A kind of job. `send` calls Stripe and returns the id of what it made; `look` finds what an earlier call made.
 
     `done` and `given_up` run in the transaction that writes the end, with the row locked; `first` locks what comes
-    before a job in the order of locks (docs/architecture/billing.md). Nothing was done at Stripe by what is given
-    up; the row's `error` says why.
+    before a job in the order of locks (docs/architecture/billing.md). A job that is given up has done nothing at
+    Stripe; the row's `error` says why.
     """
 
     send: Callable[[StripeJob], str]
@@ -58,18 +58,20 @@ class Kind:
 
 
 def register(kind: str, what: Kind) -> None:
-    """Say how a kind of job is carried out, where its module stands above this one."""
+    """Register how a kind of job is carried out, where its module stands above this one."""
     _KINDS[kind] = what
 
 
 def after_refunds(act: Callable[[str], None]) -> None:
-    """Call `act` with the id of each charge that was refunded, in the transaction that writes it."""
+    """Call `act` with the id of each refunded charge, in the transaction that writes the refund."""
     _after_refunds.append(act)
 
 
 @transaction.atomic
 def want(kind: str, subject: str, user_id: UUID | None, **detail: Any) -> StripeJob:
-    """The open job of this kind and subject, made if there is none. The sweep carries it out, or `carry_out` now."""
+    """Return the open job of this kind and subject, made if there is none. The sweep carries it out, or `carry_out`
+    now.
+    """
     for _ in range(3):
         found = StripeJob.objects.filter(kind=kind, subject=subject, state__in=StripeJob.OPEN).first()
         if found is not None:
@@ -92,7 +94,9 @@ def drop(kind: str, subject: str) -> None:
 
 @transaction.atomic
 def drop_unsent(kind: str, subject: str) -> bool:
-    """Drop an open job of which Stripe has not heard. Returns False if it may have: it will be done, or given up."""
+    """Drop an open job that Stripe has not heard of. Returns False if it may have: the job will be done, or
+    given up.
+    """
     free = StripeJob.objects.filter(leases.is_free(), kind=kind, subject=subject, state__in=StripeJob.OPEN)
     unsent = free.filter(state=StripeJob.State.WANTED, first_sent_at=None)
     found = list(unsent.select_for_update(no_key=True, skip_locked=True).values_list("pk", flat=True))
@@ -101,7 +105,7 @@ def drop_unsent(kind: str, subject: str) -> bool:
 
 
 def carry_out(job_id: UUID) -> StripeJob:
-    """Try an open job now. Returns the row as it is then: done, failed, or open if another process has it.
+    """Try an open job now. Returns the row afterwards: done, failed, or open if another process has it.
 
     Raises StripeAway or Refused if the call failed (the row says so as well), and StripeOff.
     """
@@ -116,7 +120,7 @@ def carry_out(job_id: UUID) -> StripeJob:
 
 
 def sweep(most: int = 100) -> int:
-    """Try what is due. Returns how many were tried."""
+    """Try jobs that are due. Returns how many were tried."""
     tried = 0
     while tried < most and stripe_api.is_on():
         found = leases.claim(
@@ -154,7 +158,8 @@ def _carry_out(job: StripeJob) -> None:
         raise
     except Refused as error:
         if error.reason == "IdempotencyError":
-            # Sent with other parameters, since what it is made of has changed: whatever that call did is looked for.
+            # It was sent with other parameters, since its data has changed: Stripe is searched for the result of that
+            # call.
             _look_next(lease, tries, error.reason)
             raise StripeAway(error.reason) from None
         log.warning("stripe.job_refused", job_id=str(job.pk), kind=job.kind, reason=error.reason)
@@ -165,7 +170,9 @@ def _carry_out(job: StripeJob) -> None:
 
 
 def _finish(lease: Lease[StripeJob], kind: Kind, job: StripeJob, stripe_id: str) -> None:
-    """Raises nothing if the lease is lost: whoever has the row gets the same answer for the same key."""
+    """Write the end of a job. Raises nothing if the lease is lost: the process that has the row gets the same answer
+    for the same key.
+    """
     end = {"state": StripeJob.State.DONE, "stripe_id": stripe_id, "error": ""}
     _write_end(lease, kind, job, kind.done, end)
 
@@ -226,7 +233,7 @@ def _fail_for_now(lease: Lease[StripeJob], kind: Kind, job: StripeJob, error: St
 
 
 def _look_next(lease: Lease[StripeJob], tries: int, reason: str) -> None:
-    """Let the next try look at Stripe before it sends, as after a day."""
+    """Make the next try search Stripe before it sends, as after a day."""
     _release(
         lease,
         state=StripeJob.State.UNKNOWN,
@@ -252,7 +259,7 @@ def _wait_s(tries: int) -> float:
 
 def _send_customer(job: StripeJob) -> str:
     email = User.objects.filter(pk__in=[job.user_id]).values_list("email", flat=True).first()
-    if email is None:  # the account is gone; what was made for it is found, and then deleted
+    if email is None:  # the account is gone; a customer that was made is found, and then deleted
         if (made := _look_for_customer(job)) is None:
             raise NotPossible
         return made
@@ -380,9 +387,9 @@ _KINDS: Final[dict[str, Kind]] = {
 
 
 def end_payments(user_id: UUID) -> None:
-    """In the transaction that deletes an account: want its customer deleted, which cancels what is subscribed.
+    """Order the deletion of a customer, in the transaction that deletes the account: it cancels all subscriptions.
 
-    A customer that is being made just now is deleted when it is known.
+    A customer that is just being made is deleted when it is known.
     """
     for stripe_id in Customer.objects.filter(user_id=user_id).values_list("stripe_id", flat=True):
         want(StripeJob.Kind.DELETE_CUSTOMER, stripe_id, None)
@@ -390,6 +397,6 @@ def end_payments(user_id: UUID) -> None:
         StripeJob.objects.filter(user_id=user_id, kind=StripeJob.Kind.CHECKOUT, state__in=StripeJob.OPEN),
         state=StripeJob.State.DROPPED,
     )
-    # They lose their user in whatever order.
+    # They lose their user in any order.
     mine = Subscription.objects.of(user_id).order_by("pk")
     list(mine.select_for_update(no_key=True).values_list("pk"))

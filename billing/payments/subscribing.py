@@ -33,9 +33,9 @@ class NothingPaid(NotFound):
 
 
 def check_out(*, user_id: UUID, tier: str, seats: int = 1, site: str = "") -> str:
-    """The address of the page on which the plan is paid, or on which the change of a paid plan is confirmed.
+    """Return the address of the page on which the plan is paid, or on which the change of a paid plan is confirmed.
 
-    `site` is the address at which the user reaches this server, and comes back to. Asked twice, it is the same page.
+    `site` is the address at which the user reaches this server, and comes back to. A second call returns the same page.
     Raises Invalid, AlreadyOnPlan, StripeOff, StripeAway, Refused.
     """
     plan = Plan.objects.filter(tier=tier).first()
@@ -72,12 +72,12 @@ def _change(live: Subscription, tier: str, price: str, seats: int, site: str) ->
 
 
 def customer_of(user_id: UUID) -> Customer:
-    """The user at Stripe, made with their first checkout."""
+    """Return the user's customer at Stripe, made with their first checkout."""
     mine = Customer.objects.filter(user_id=user_id)
     found = mine.first()
     if found is None:
         with transaction.atomic():
-            lock(user_id)  # as what ends the job does: there is a customer now, or the job is open
+            lock(user_id)  # as the end of the job does: either there is a customer now, or the job is open
             wanted = (
                 None if mine.exists() else stripe_jobs.want(StripeJob.Kind.CUSTOMER, str(user_id), user_id)
             )
@@ -90,7 +90,7 @@ def customer_of(user_id: UUID) -> Customer:
 
 
 def _session(user_id: UUID, wish: dict[str, Any]) -> str:
-    """The open session of this plan, or a new one. One of another plan is closed first: only one can be paid."""
+    """Return the open session of this plan, or a new one. One of another plan is closed first: only one can be paid."""
     mine = StripeJob.objects.filter(kind=StripeJob.Kind.CHECKOUT, subject=str(user_id))
     for _ in range(3):
         former = mine.filter(state=StripeJob.State.DONE).order_by("-created_at").first()
@@ -102,16 +102,16 @@ def _session(user_id: UUID, wish: dict[str, Any]) -> str:
         done = ready(wanted)
         if wanted.detail == wish:
             return stripe_api.get_checkout(done.stripe_id).url
-        # One of another plan, left by a failure or made by a second click: it is open now, and is closed above.
+        # A session of another plan, left by a failure or made by a second click: it is open now, and is closed above.
     raise StripeAway("in_progress")
 
 
 @transaction.atomic
 def _wanted_session(user_id: UUID, former: StripeJob | None, wish: dict[str, Any]) -> StripeJob | None:
-    """The open job for a session, or a new one; None if another click has opened a session after `former`.
+    """Return the open job for a session, or a new one; None if another click has opened a session after `former`.
 
-    Under the account's lock, since a job may come and be done between any two looks. What is open is looked for
-    first: it may be done by the second look, but not the other way round.
+    Locks the account, since a job may come and be done between any two looks. Looks for an open one first: it may be
+    done by the second look, but not the other way round.
     """
     lock(user_id)
     mine = StripeJob.objects.filter(kind=StripeJob.Kind.CHECKOUT, subject=str(user_id))
@@ -129,7 +129,9 @@ def lock(user_id: UUID) -> None:
 
 
 def _still_open(former: StripeJob, wish: dict[str, Any], user_id: UUID) -> str:
-    """The address of a former session, if it is open and for the same; otherwise it is closed. Raises AlreadyOnPlan."""
+    """Return the address of a former session if it is open and for the same; otherwise close it. Raises
+    AlreadyOnPlan.
+    """
     session = stripe_api.get_checkout(former.stripe_id)
     if session.status == "open":
         if former.detail == wish:
@@ -150,8 +152,9 @@ def _is_paid_now(subscription_id: str, user_id: UUID) -> bool:
 
 
 def is_paid(*, user_id: UUID, checkout: str) -> bool:
-    """Return whether the user has what they paid for in this checkout (a job's
-    id). Asks Stripe if it is not known yet."""
+    """Return whether the user has the plan that they paid for in this checkout (a job's id). Asks Stripe if that is not
+    known yet.
+    """
     try:
         pk = UUID(checkout)
     except ValueError:
@@ -175,7 +178,7 @@ def _is_given(user_id: UUID) -> bool:
 
 
 def ready(job: StripeJob) -> StripeJob:
-    """The job, carried out. Raises StripeAway if another process has it, or if it has failed for now."""
+    """Carry out a job and return it. Raises StripeAway if another process has it, or if it has failed for now."""
     if job.state in StripeJob.OPEN:
         job = stripe_jobs.carry_out(job.pk)
     if job.state == StripeJob.State.FAILED:
@@ -186,7 +189,7 @@ def ready(job: StripeJob) -> StripeJob:
 
 
 def open_portal(*, user_id: UUID, site: str = "") -> str:
-    """The address of Stripe's page for cards and invoices. Raises NothingPaid, StripeOff, StripeAway."""
+    """Return the address of Stripe's page for cards and invoices. Raises NothingPaid, StripeOff, StripeAway."""
     customer = Customer.objects.filter(user_id=user_id).first()
     if customer is None:
         raise NothingPaid
@@ -194,7 +197,7 @@ def open_portal(*, user_id: UUID, site: str = "") -> str:
 
 
 def cancel(*, user_id: UUID) -> bool:
-    """End the subscription with its period. Returns False if Stripe does not know yet: it is kept and tried again.
+    """End the subscription with its period. Returns False if Stripe does not know yet: the job is kept and tried again.
 
     Raises NothingPaid.
     """
@@ -202,7 +205,7 @@ def cancel(*, user_id: UUID) -> bool:
 
 
 def resume(*, user_id: UUID) -> bool:
-    """Take a cancel back while the period lasts. As `cancel`. Raises NothingPaid, AlreadyOver."""
+    """Take a cancel back while the period lasts. Returns what `cancel` does. Raises NothingPaid, AlreadyOver."""
     if _live(user_id) is None and Subscription.objects.of(user_id).exists():
         raise AlreadyOver("the subscription has ended; subscribe again")
     return _toggle(user_id, StripeJob.Kind.RESUME, StripeJob.Kind.CANCEL, cancels=False)
@@ -227,7 +230,7 @@ def _toggle(user_id: UUID, kind: str, opposite: str, *, cancels: bool) -> bool:
 
 
 def pays(*, user_id: UUID) -> bool:
-    """Return whether the user has a subscription that is charged again."""
+    """Return whether the user has a subscription that will be charged again."""
     live = _live(user_id)
     return live is not None and not live.cancel_at_period_end
 

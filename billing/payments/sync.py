@@ -29,14 +29,14 @@ log = structlog.get_logger(__name__)
 
 @transaction.atomic
 def want(stripe_ids: Collection[str]) -> None:
-    """Ask for new copies of these subscriptions, known or not; they are fetched after the commit."""
+    """Request new copies of these subscriptions, known or not; they are fetched after the commit."""
     ids = sorted(set(stripe_ids))
     Subscription.objects.bulk_create((Subscription(stripe_id=each) for each in ids), ignore_conflicts=True)
     _COPIES.want(Subscription.objects.filter(stripe_id__in=ids))
 
 
 def run(most: int = 200) -> int:
-    """Fetch what is wanted and due. Returns how many copies were tried."""
+    """Fetch wanted copies that are due. Returns how many were tried."""
     return _COPIES.run(most)
 
 
@@ -56,7 +56,7 @@ def fetch_now(stripe_id: str) -> None:
 
 
 def _get(row: Subscription) -> SubscriptionState | None:
-    """None if Stripe has no such subscription."""
+    """Return a subscription's state; None if Stripe has no such subscription."""
     try:
         return stripe_api.get_subscription(row.stripe_id)
     except Refused as error:
@@ -66,7 +66,9 @@ def _get(row: Subscription) -> SubscriptionState | None:
 
 
 def _write(lease: Lease[Subscription], state: SubscriptionState | None, wanted: int) -> None:
-    """The account is locked before its subscriptions, and these by their keys, as everywhere. Raises LeaseLost."""
+    """Write the copy. Locks the account before its subscriptions, and these by their keys, as everywhere. Raises
+    LeaseLost.
+    """
     customer = Customer.objects.filter(stripe_id=state.customer_id).first() if state else None
     user_id = customer.user_id if customer else None
     if user_id is not None and not User.objects.select_for_update(no_key=True).filter(pk=user_id).exists():
@@ -78,9 +80,9 @@ def _write(lease: Lease[Subscription], state: SubscriptionState | None, wanted: 
     if state is None:
         _mark_events(row, "resource_missing")
         if row.synced_at is None:
-            row.delete()  # an event named what there is not
+            row.delete()  # an event named a subscription that does not exist
             return
-        # Stripe forgets test data, and nothing else.
+        # Stripe forgets only test data.
         row.status, row.cancel_at_period_end = Subscription.Status.CANCELED, False
         user_id = row.user_id
     else:
@@ -97,11 +99,11 @@ def _write(lease: Lease[Subscription], state: SubscriptionState | None, wanted: 
         tiers.recompute(user_id)
         if is_newly_late and not row.doubled:
             mails.order_of_failed_payment(row, User.objects.get(pk=user_id))
-        seats.settle(user_id)  # the number of them may have changed, and the plan not
+        seats.settle(user_id)  # the number of seats may have changed, even if the plan has not
 
 
 def _mark_events(row: Subscription, reason: str) -> None:
-    """Say of the events that asked for this copy that Stripe refused it."""
+    """Mark the events that requested this copy: Stripe refused it."""
     told = Event.objects.filter(subscription_id=row.stripe_id, state=Event.State.DONE)
     if row.synced_at is not None:
         told = told.filter(received_at__gt=row.synced_at)
@@ -126,7 +128,7 @@ def _copy(
 
 
 def _tier_of(price_id: str, said: str) -> str:
-    """The plan of a price: by the plan's row, or for a former price by what was written on it."""
+    """Return the plan of a price: by the plan's row, or for a former price by the note on it."""
     known = Plan.objects.filter(stripe_price_id=price_id).values_list("tier", flat=True).first()
     if known is None and said not in PlanName.values:
         log.error("subscription.unknown_price", price_id=price_id)
@@ -142,5 +144,5 @@ def _is_doubled(row: Subscription) -> bool:
     older = Q(started_at__lt=row.started_at) | Q(started_at=row.started_at, pk__lt=row.pk)
     if others.filter(older).exists():
         return True
-    others.update(doubled=True)  # they came to be known earlier
+    others.update(doubled=True)  # we learnt of them earlier
     return False

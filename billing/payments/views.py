@@ -1,4 +1,6 @@
-"""REST views of payments. Every query starts from the request's user; what Stripe sends is checked by its signature."""
+"""REST views of payments. Every query starts from the request's user; Stripe's requests are checked by their
+signature.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ class ResumeView(APIView):
 
 
 class WebhookView(APIView):
-    """Where Stripe sends its events: stored as ids, and acted on later."""
+    """The address to which Stripe sends its events: stored as ids, and acted on later."""
 
     authentication_classes = []
     permission_classes = [AllowAny]

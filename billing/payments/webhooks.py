@@ -32,7 +32,7 @@ from billing.payments.stripe_api import StripeAway, StripeOff
 
 MAX_BODY_BYTES: Final = 1_048_576
 _TOLERANCE_S: Final = 300
-# Events of the last hour are asked for again, since some are listed late.
+# Events of the last hour are listed again, since some are listed late.
 _OVERLAP: Final = dt.timedelta(hours=1)
 _KEPT_BY_STRIPE: Final = dt.timedelta(days=30)
 _KEPT: Final = dt.timedelta(days=90)
@@ -70,7 +70,7 @@ def receive(body: bytes, signature: str) -> None:
 
 
 def _is_signed(body: bytes, signature: str, secrets: Iterable[str]) -> bool:
-    """Return whether a `Stripe-Signature` header signs the body, now: not 300 s ago and not 300 s ahead."""
+    """Return whether a `Stripe-Signature` header signs the body, and its time is less than 300 s off."""
     pieces = [piece.strip().partition("=") for piece in signature[:4096].split(",")]
     times = [value for name, _, value in pieces if name == "t"]
     given = [value for name, _, value in pieces if name == "v1"]
@@ -120,7 +120,7 @@ def _concerns_us(event: EventState) -> bool:
 
 
 def process() -> int:
-    """Turn new events into wishes for new copies, one for each subscription. Returns how many events there were."""
+    """Turn new events into requests for new copies, one for each subscription. Returns how many events there were."""
     done = 0
     while True:
         with transaction.atomic():
@@ -147,9 +147,9 @@ def _want_of_plugins(events: Collection[Event]) -> None:
 
 
 def catch_up() -> int:
-    """Store events that did not come. Returns how many there are since the last time this was done.
+    """Store events that did not come. Returns how many there are since the last call.
 
-    Where that is forgotten, all are asked for that Stripe keeps.
+    If the time of that is forgotten, list all events that Stripe keeps.
     """
     if not stripe_api.is_on():
         return 0
@@ -168,7 +168,7 @@ def catch_up() -> int:
 
 
 def compare() -> int:
-    """Ask for a copy of each subscription at Stripe that differs from ours. Returns how many do; 0 is what is right."""
+    """Request a copy of each subscription at Stripe that differs from ours. Returns how many do; 0 is right."""
     if not stripe_api.is_on():
         return 0
     known = {row.stripe_id: row for row in Subscription.objects.filter(status__in=_MAY_DIFFER)}

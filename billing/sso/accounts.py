@@ -1,7 +1,6 @@
-"""Finds, creates or links the account of a person whom an identity provider has authenticated. An existing account is
-linked only after its password was given.
+"""Finds, creates or links the account of a person whom an identity provider has authenticated.
 
-Each of these accounts takes a seat of the team.
+An existing account is linked only after its password was given. Each of these accounts takes a seat of the team.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ Kind = SsoEvent.Kind
 
 
 def account_of(provider: IdentityProvider, person: Person) -> User | None:
-    """The account, which is made if nobody has the address. None: who has it is to prove it first.
+    """Return the account, made if nobody has the address; None if an account has it and its owner must give proof
+    first.
 
     Raises SsoRefused, NoFreeSeat, InATeam.
     """
@@ -44,7 +44,7 @@ def account_of(provider: IdentityProvider, person: Person) -> User | None:
 
 
 def _require_place(provider: IdentityProvider, user: User) -> None:
-    """A member who lost the seat comes back by an invitation, not by themselves."""
+    """Require a seat: a member who lost it comes back by an invitation, not by themselves."""
     if provider.team.owner_id == user.pk:
         return
     mine = Membership.objects.of(user.pk).filter(team_id=provider.team_id).first()
@@ -91,12 +91,12 @@ def may_be_new(address: str) -> bool:
 
 
 def link(provider: IdentityProvider, person: Person, user: User) -> None:
-    """The caller has seen that the account is this person's."""
+    """Link the account, which the caller knows to be this person's."""
     try:
         with transaction.atomic():
             seats.lock(provider.team.owner_id)
             if user.email_verified_at is None:
-                # The organisation says that who signed in has this address, and nobody has confirmed it before.
+                # The organisation says that the person has this address, and nobody has confirmed it before.
                 User.objects.filter(pk=user.pk).update(email_verified_at=Now())
             if provider.team.owner_id != user.pk:
                 _seat(provider, user)

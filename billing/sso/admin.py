@@ -1,4 +1,4 @@
-"""Single sign-on in the admin: how teams sign in, without any secret, and what happened."""
+"""Single sign-on in the admin: teams' settings, without any secret, and events."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class IdentityProviderAdmin(_TeamAdmin):
 
     @admin.action(description="Require it no longer", permissions=["stop"])
     def stop_requiring(self, request: HttpRequest, chosen: QuerySet[IdentityProvider]) -> None:
-        """For a team whose provider is broken and whose owner is away."""
+        """Stop requiring it for a team whose provider is broken and whose owner is away."""
         rows = list(chosen.filter(is_required=True))
         for provider in rows:
             configuration.set_required(provider, False, by=cast(User, request.user).pk)

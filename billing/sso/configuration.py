@@ -1,7 +1,7 @@
 """Single sign-on settings of a team, made by its owner: set the provider, prove domains, and require it of members.
 
-A new issuer or client is a new sign-in: nobody is who they were at the other one, so members prove anew that an account
-is theirs, and it is required of nobody until it worked once.
+A new issuer or client is a new sign-in with new identities, so members prove anew that an account is theirs, and nobody
+is required to use it until it worked once.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class DomainTaken(Conflict):
 
 
 def redirect_uri() -> str:
-    """Return where a provider sends the browser back to. It must be registered there exactly as it is."""
+    """Return the address to which a provider sends the browser back. It must be registered there exactly like this."""
     return settings.PUBLIC_URL + reverse("sso-callback")
 
 
 def client_of(provider: IdentityProvider) -> oidc.Client:
-    """With the team's owner, whose key opens the secret."""
+    """Return the client of a provider, with the secret opened by the key of the team's owner."""
     cipher = cipher_for(provider.team.owner_id)
     secret = IdentityProvider.secret.unseal_from(cipher, provider)
     return oidc.Client(provider.issuer, provider.client_id, secret)
 
 
 def of_owner(owner_id: UUID) -> IdentityProvider:
-    """Raises NoProvider."""
+    """Return the provider of an owner's team. Raises NoProvider."""
     found = IdentityProvider.objects.select_related("team").filter(team__owner_id=owner_id).first()
     if found is None:
         raise NoProvider
@@ -70,9 +70,9 @@ def of_owner(owner_id: UUID) -> IdentityProvider:
 
 
 def describe(owner_id: UUID) -> dict[str, Any]:
-    """As the owner sees it; the secret is not in it.
+    """Describe the settings for the owner, without the secret.
 
-    Where none is set, all but `redirect_uri` is empty: that one is needed before, to register at the provider.
+    Without a provider all but `redirect_uri` is empty: that one is needed first, to register at the provider.
     """
     provider = IdentityProvider.objects.filter(team__owner_id=owner_id).first() or IdentityProvider()
     return {
@@ -101,7 +101,8 @@ def described(domain: Domain) -> dict[str, Any]:
 
 
 def set_provider(*, owner_id: UUID, issuer: str, client_id: str, secret: str = "") -> IdentityProvider:
-    """Set or change it, after asking the issuer what it says of itself. Without a secret the present one stays. Blocks.
+    """Set or change the provider, after asking the issuer for its metadata. Without a secret the present one stays.
+    Blocks.
 
     Raises NotInPlan, NoTeam, Invalid, SsoMisconfigured, SsoAway.
     """
@@ -155,7 +156,7 @@ def _check_values(issuer: str, client_id: str, secret: str) -> None:
 
 @transaction.atomic
 def remove_provider(*, owner_id: UUID) -> None:
-    """Members sign in by password again; sessions that were opened this way end at their next refresh."""
+    """Remove the provider. Members sign in by password again; sessions opened through it end at their next refresh."""
     provider = of_owner(owner_id)
     events.note(provider.team_id, Kind.REMOVED, user_id=owner_id)
     provider.delete()
@@ -166,7 +167,7 @@ def remove_provider(*, owner_id: UUID) -> None:
 
 @transaction.atomic
 def add_domain(*, owner_id: UUID, name: str) -> Domain:
-    """One that another team has proven may be added as well: what its DNS says then decides.
+    """Add a domain, even one that another team has proven: then the DNS decides.
 
     Raises NoProvider, Invalid, Conflict.
     """
@@ -199,7 +200,7 @@ def _domain_name(name: str) -> str:
 
 
 def prove_domain(*, owner_id: UUID, domain_id: UUID) -> Domain:
-    """Ask the DNS for its record. A team that has proven it before, and whose record is gone, loses it. Blocks.
+    """Prove a domain by its DNS record. A team that has proven it before, and whose record is gone, loses it. Blocks.
 
     Raises NoProvider, NotFound, DomainUnproven, DomainTaken, DnsAway.
     """
@@ -221,7 +222,7 @@ def prove_domain(*, owner_id: UUID, domain_id: UUID) -> Domain:
 
 @transaction.atomic
 def remove_domain(*, owner_id: UUID, domain_id: UUID) -> None:
-    """Its addresses sign in this way no longer. Raises NotFound."""
+    """Remove a domain: its addresses can no longer sign in this way. Raises NotFound."""
     found = _domain_of(owner_id, domain_id)
     events.note(found.provider.team_id, Kind.DOMAIN_REMOVED, user_id=owner_id, code=str(found.pk))
     found.delete()
@@ -241,7 +242,7 @@ def _domain_of(owner_id: UUID, domain_id: UUID) -> Domain:
 def require(*, owner_id: UUID, is_required: bool) -> None:
     """Let members of the proven domains sign in this way alone, or also by password. The owner keeps the password.
 
-    When it begins, sessions that members opened otherwise end. Raises NotInPlan, NoProvider, NotReady.
+    When this begins, sessions that members opened otherwise end. Raises NotInPlan, NoProvider, NotReady.
     """
     provider = of_owner(owner_id)
     if is_required:
@@ -254,7 +255,7 @@ def require(*, owner_id: UUID, is_required: bool) -> None:
 
 
 def set_required(provider: IdentityProvider, required: bool, *, by: UUID) -> None:
-    """The same without conditions; staff take it back where an owner cannot."""
+    """Set whether it is required, without conditions; staff take it back where an owner cannot."""
     if not IdentityProvider.objects.filter(pk=provider.pk, is_required=not required).update(
         is_required=required
     ):
@@ -270,7 +271,7 @@ def set_required(provider: IdentityProvider, required: bool, *, by: UUID) -> Non
 
 
 def held_members(provider: IdentityProvider) -> list[UUID]:
-    """Members whose addresses are of a proven domain: of them it is required."""
+    """Return the members of whom it is required: those with addresses of a proven domain."""
     names = {domain.name for domain in provider.domains.all() if domain.proven_at}
     seated = Membership.objects.seated().filter(team_id=provider.team_id)
     return [

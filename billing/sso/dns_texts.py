@@ -1,4 +1,6 @@
-"""Looks up TXT records. Apart from `domains`, which imports it at the first lookup, since dnspython takes 8 MB."""
+"""Looks up TXT records. A module of its own, which `domains` imports at the first lookup, since dnspython
+takes 8 MB.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ class NotAnswered(Exception):
 
 
 def texts_at(place: str, *, within_s: float) -> list[bytes]:
-    """The texts of the TXT records there. Blocks. Raises NotAnswered."""
+    """Return the texts of the TXT records there. Blocks. Raises NotAnswered."""
     try:
         answer = _resolver().resolve(place, dns.rdatatype.TXT, search=False, lifetime=within_s)
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):

@@ -1,7 +1,7 @@
-"""Weekly checks that domains are still a team's, by their DNS records.
+"""Weekly checks of DNS records: are domains still a team's?
 
-A domain whose record is gone is the team's for two more weeks, so that a mistake in a zone locks nobody out, and may be
-proven by another team at once. Name servers that do not answer change nothing.
+A domain whose record is gone stays the team's for two more weeks, so that a mistake in a zone locks nobody out, but
+another team may prove it at once. Name servers that do not answer change nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from billing.sso.domains import DnsAway, DomainUnproven
 from billing.sso.models import Domain, SsoEvent
 
 _LOOKED_AT_EVERY: Final = dt.timedelta(days=7)
-# What is missing, or could not be looked at, is looked at sooner.
+# A record that is missing, or could not be read, is looked at sooner.
 _AGAIN_AFTER: Final = dt.timedelta(days=1)
 _MISSED_FOR: Final = dt.timedelta(days=14)
 _MOST: Final = 100
@@ -28,11 +28,11 @@ log = structlog.get_logger(__name__)
 
 
 def recheck() -> int:
-    """Look at the records that are due. Returns how many were looked at. Blocks for seconds at each that is silent."""
+    """Look at the records that are due. Returns how many were looked at. Blocks for seconds at each silent server."""
     due = Domain.objects.filter(Q(look_at=None) | Q(look_at__lte=Now()), proven_at__isnull=False)
     rows = list(due.select_related("provider").order_by(F("look_at").asc(nulls_first=True))[:_MOST])
     for domain in rows:
-        # First, so that another worker looks at another one, and one that breaks this loop is not first again.
+        # Marked first, so that another worker looks at another one, and one that breaks this loop is not first again.
         Domain.objects.filter(pk=domain.pk).update(look_at=Now() + _AGAIN_AFTER)
         try:
             domains.require_proven(domain.name, domain.token)
@@ -54,7 +54,7 @@ def _miss(domain: Domain) -> None:
 
 @transaction.atomic
 def lose(domain: Domain) -> None:
-    """Its addresses sign in this way no longer, until it is proven anew."""
+    """Take a domain from its team: its addresses can no longer sign in this way until it is proven anew."""
     if Domain.objects.filter(pk=domain.pk, proven_at__isnull=False).update(
         proven_at=None, missing_since=None, look_at=None
     ):

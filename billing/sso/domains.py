@@ -1,6 +1,6 @@
-"""Proof that a domain is a team's: a TXT record in its DNS, which only who runs the domain can write.
+"""Proof that a domain is a team's: a TXT record in its DNS, which only the domain's operator can write.
 
-A file on a web server would show less: who may publish a page of a domain need not be who answers for its addresses.
+A file on a web server would prove less: people who may publish a page of a domain need not control its addresses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DnsAway(Unavailable):
 
 
 def record_of(name: str, token: str) -> tuple[str, str]:
-    """Return the name that the record is to have, and its content."""
+    """Return the name that the record must have, and its content."""
     return f"{_LABEL}.{name}", f"{_KEY}={token}"
 
 

@@ -6,7 +6,7 @@ from adiuva.core.errors import Conflict, Forbidden, Invalid, NotFound, Unavailab
 
 
 class SsoRefused(Forbidden):
-    """The organisation's sign-in, or what it said, does not open an account here."""
+    """The organisation's sign-in, or its statement, does not open an account here."""
 
     code = "sso_refused"
 
@@ -25,7 +25,7 @@ class SsoAway(Unavailable):
 
 
 class SsoUnknown(NotFound):
-    """Said for every address that cannot sign in this way, for whatever reason."""
+    """Raised for every address that cannot sign in this way, for whatever reason."""
 
     code = "sso_unknown"
 

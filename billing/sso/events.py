@@ -23,5 +23,5 @@ def note(team_id: UUID, kind: SsoEvent.Kind, *, user_id: UUID | None = None, cod
 
 
 def forget_old() -> int:
-    """Delete events that are kept no longer. Returns how many."""
+    """Delete events past their retention. Returns how many."""
     return delete_in_batches(SsoEvent.objects.filter(at__lt=Now() - KEPT).order_by("at"))

@@ -1,4 +1,6 @@
-"""Reads who signed in from a provider's answer: verifies its ID token and requires an address of a proven domain."""
+"""Reads a person's identity from a provider's answer: verifies its ID token and requires an address of a
+proven domain.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def person_of(provider: IdentityProvider, word: str, answer: Mapping[str, str]) 
 
 
 def _address(claims: Mapping[str, Any]) -> str:
-    """The person's address: of providers that leave `email` out, the name with which they sign in."""
+    """Return the person's address; if a provider leaves `email` out, the name with which they sign in."""
     if claims.get("email_verified") in (False, "false"):
         raise SsoRefused("your organisation has not confirmed your e-mail address")
     said = claims.get("email") or claims.get("preferred_username")

@@ -22,13 +22,13 @@ def register() -> None:
 
 
 def order_of_required(provider: IdentityProvider, members: Collection[UUID]) -> None:
-    """In the transaction in which it becomes required of these members."""
+    """Order mails in the transaction that requires it of these members."""
     for user in User.objects.filter(pk__in=members):
         mails.order(Kind.SSO_REQUIRED, user=user, about=provider.pk)
 
 
 def forget_required(provider: IdentityProvider) -> None:
-    """It is no longer required: what was not sent yet need not be."""
+    """Withdraw mails that were not sent yet: it is no longer required."""
     Mail.objects.filter(kind=Kind.SSO_REQUIRED, about=provider.pk).delete()
 
 

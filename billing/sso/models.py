@@ -76,7 +76,7 @@ class Domain(models.Model):
 
 
 class Identity(models.Model):
-    """A person's identity at a provider. The same subject of another issuer is somebody else."""
+    """A person's identity at a provider. The same subject of another issuer is another person."""
 
     id = models.BigAutoField(primary_key=True)
     # No index of its own: the unique constraints begin with it.
@@ -104,7 +104,7 @@ class SignInQuerySet(models.QuerySet["SignIn"]):
 class SignIn(models.Model):
     """A sign-in under way: each of its steps is taken once.
 
-    The words that name a step are in the browser or the app; here are their hashes.
+    The browser or the app has the words that name a step; here are their hashes.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -125,7 +125,7 @@ class SignIn(models.Model):
 
 
 class SsoSession(models.Model):
-    """A session for which an organisation vouches."""
+    """A session that an organisation vouches for."""
 
     session = models.OneToOneField(Session, models.CASCADE, primary_key=True, related_name="sso")
     # Without one the session ends at its next refresh.

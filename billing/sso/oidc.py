@@ -1,4 +1,4 @@
-"""The client of OpenID Connect: discovery, keys, the code's exchange, and what an ID token must hold.
+"""The client of OpenID Connect: discovery, keys, the code's exchange, and the checks of an ID token.
 
 PyJWT verifies signatures and claims, as it does for our own tokens. All requests go through adiuva.core.public_http,
 since an owner names the addresses. All functions block. Secrets are in request bodies and headers, in no error or log.
@@ -33,12 +33,12 @@ _MAX_BYTES: Final = 1 << 18
 _MAX_TOKEN_CHARS: Final = 1 << 15
 _LEEWAY_S: Final = 60  # how far clocks may differ
 _KEPT_S: Final = 3600.0
-# After keys were fetched because of an unknown one, the next unknown one fetches none for so long.
+# After an unknown key made us fetch keys, the next unknown one makes us fetch none for this time.
 _NO_NEW_KEYS_S: Final = 30.0
 _MAX_KEPT: Final = 256
 _MAX_KEYS: Final = 40
 _ERROR_CODE: Final = re.compile(r"[a-z_]{1,40}")
-# By a key's type. None that a client's secret or a public key as a password could make.
+# Algorithms by a key's type. None is listed with which a client's secret or a public key could sign as a password.
 _ALGORITHMS: Final[Mapping[str, tuple[str, ...]]] = {
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     "EC": ("ES256", "ES384", "ES512"),
@@ -88,7 +88,7 @@ class _Key:
 
 
 class NoLonger(Exception):
-    """The provider says that a refresh token is valid no longer: its person has left, or was signed out there."""
+    """The provider says that a refresh token is no longer valid: its person has left, or was signed out there."""
 
 
 # ── Discovery and keys ────────────────────────────────────────────────────────────────────────────────────
@@ -121,13 +121,13 @@ _metadata, _keys, _looked_anew = _Kept(), _Kept(), _Kept()
 
 
 def forget() -> None:
-    """Fetch everything anew."""
+    """Forget all kept answers, so that they are fetched anew."""
     for kept in (_metadata, _keys, _looked_anew):
         kept.clear()
 
 
 def discover(issuer: str, *, anew: bool = False) -> Metadata:
-    """Raises SsoAway, SsoMisconfigured."""
+    """Return a provider's metadata. Raises SsoAway, SsoMisconfigured."""
     found: Metadata | None = None if anew else _metadata.get(issuer)
     if found is None:
         found = _fetch_metadata(issuer)
@@ -158,7 +158,7 @@ def _fetch_metadata(issuer: str) -> Metadata:
 
 
 def _key_of(meta: Metadata, token: str, header: Mapping[str, Any]) -> _Key:
-    """The key that a token names; its provider may have changed its keys. Raises SsoRefused, SsoAway."""
+    """Return the key that a token names; its provider may have changed its keys. Raises SsoRefused, SsoAway."""
     kid = header.get("kid")
     keys = _keys.get(meta.jwks_uri)
     is_fresh = keys is None
@@ -211,7 +211,7 @@ def authorization_url(
     redirect_uri: str,
     hint: str = "",
 ) -> str:
-    """Return where the browser signs in. `challenge` is the S256 of PKCE's verifier."""
+    """Return the address at which the browser signs in. `challenge` is the S256 of PKCE's verifier."""
     scopes = [*SCOPES, *(["offline_access"] if meta.gives_refresh else [])]
     query = {
         "client_id": client.client_id,
@@ -229,7 +229,7 @@ def authorization_url(
 
 
 def exchange_code(client: Client, meta: Metadata, *, code: str, verifier: str, redirect_uri: str) -> Tokens:
-    """Raises SsoRefused, SsoAway, SsoMisconfigured."""
+    """Exchange a code for tokens. Raises SsoRefused, SsoAway, SsoMisconfigured."""
     said = _tokens(
         client,
         meta,
@@ -249,9 +249,9 @@ def exchange_code(client: Client, meta: Metadata, *, code: str, verifier: str, r
 
 
 def ask_again(client: Client, meta: Metadata, *, refresh_token: str, subject: str) -> str:
-    """Ask whether the provider still vouches for somebody. Returns the refresh token to use next.
+    """Ask whether the provider still vouches for a person. Returns the refresh token to use next.
 
-    Raises NoLonger; SsoAway and SsoMisconfigured if it does not say.
+    Raises NoLonger; SsoAway and SsoMisconfigured if it gives no answer.
     """
     said = _tokens(client, meta, {"grant_type": "refresh_token", "refresh_token": refresh_token})
     if said.get("error") == "invalid_grant":
@@ -267,7 +267,8 @@ def ask_again(client: Client, meta: Metadata, *, refresh_token: str, subject: st
 
 
 def claims_of(client: Client, meta: Metadata, token: str, *, nonce: str | None) -> dict[str, Any]:
-    """The claims of an ID token that this provider issued for this client and this sign-in, and that has not expired.
+    """Return the claims of an ID token that this provider issued for this client and this sign-in, and that has not
+    expired.
 
     `nonce` is None for a token that came without a browser. Raises SsoRefused, SsoAway.
     """
@@ -275,7 +276,7 @@ def claims_of(client: Client, meta: Metadata, token: str, *, nonce: str | None) 
         raise SsoRefused("the provider's answer is not valid")
     try:
         header = jwt.get_unverified_header(token)
-        # Before a key is looked for: an unsigned token must not make us fetch any.
+        # Before the key is fetched: an unsigned token must not make us fetch any.
         if header.get("alg") not in {name for names in _ALGORITHMS.values() for name in names}:
             raise jwt.InvalidAlgorithmError("not an algorithm with a public key")
         key = _key_of(meta, token, header)

@@ -1,4 +1,4 @@
-"""Of whom single sign-on is required, and which sessions go on: asked by accounts (adiuva.accounts.sign_in_rules)."""
+"""Decides who must use single sign-on, and which sessions go on; accounts call it (adiuva.accounts.sign_in_rules)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from billing.sso.errors import SsoAway, SsoMisconfigured, SsoRefused
 from billing.sso.models import IdentityProvider, SsoEvent, SsoSession
 from billing.teams.models import Membership
 
-# Who began to ask a provider and never came back is waited for so long.
+# A request to a provider that began this long ago and never came back is given up.
 _ASKING: Final = dt.timedelta(seconds=30)
 
 
 class SsoRequired(Forbidden):
-    """The password is right, and the account's team lets nobody in by it."""
+    """The password is right, but the account's team does not let anybody in by it."""
 
     code = "sso_required"
 
@@ -44,7 +44,7 @@ class SsoSessionOver(NotAuthenticated):
 
 
 def required_of(user_id: UUID) -> IdentityProvider | None:
-    """The provider by which alone this user signs in. None of an owner, so that there is a way back."""
+    """Return the provider that this user must sign in through. None for an owner, so that there is a way back."""
     found = (
         IdentityProvider.objects.filter(
             is_required=True,
@@ -62,7 +62,9 @@ def required_of(user_id: UUID) -> IdentityProvider | None:
 
 
 def is_in_plan(owner_id: UUID) -> bool:
-    """A plan that ended locks nobody out: then it is required of nobody."""
+    """Return whether the owner's plan includes it. If a plan ends, it is required of nobody, so that nobody is locked
+    out.
+    """
     try:
         entitlements.require(owner_id, "sso")
     except entitlements.NotInPlan:
@@ -71,13 +73,16 @@ def is_in_plan(owner_id: UUID) -> bool:
 
 
 def check_sign_in(user_id: UUID, way: Way) -> None:
-    """Raises SsoRequired."""
+    """Raise SsoRequired if the user may not sign in this way."""
     if way != "sso" and required_of(user_id) is not None:
         raise SsoRequired
 
 
 def check_renewal(user_id: UUID, session_id: UUID) -> None:
-    """Raises SsoSessionOver, and ends the session. It asks the provider now and then, and may block for seconds."""
+    """End a session whose provider no longer vouches for it, and raise SsoSessionOver.
+
+    Asks the provider now and then, and may block for seconds.
+    """
     row = (
         SsoSession.objects.select_related("provider__team")
         .filter(session_id=session_id, session__user_id=user_id)
@@ -102,7 +107,7 @@ def _has_place(provider: IdentityProvider, user_id: UUID) -> bool:
 def _ask_again(row: SsoSession, provider: IdentityProvider, user_id: UUID) -> None:
     if row.refresh_token is None:
         return _require_recent(row, user_id)
-    # A provider may take a refresh token once: of several requests at once, one asks.
+    # A provider may accept a refresh token only once: of several requests at once, one asks.
     idle = Q(asked_at__isnull=True) | Q(asked_at__lt=Now() - _ASKING)
     mine = SsoSession.objects.filter(pk=row.pk)
     if not mine.filter(idle, vouched_at=row.vouched_at).update(asked_at=Now()):
@@ -124,13 +129,13 @@ def _ask_again(row: SsoSession, provider: IdentityProvider, user_id: UUID) -> No
 
 
 def _require_recent(row: SsoSession, user_id: UUID) -> None:
-    """Without word from the provider a session goes on for a while after the last."""
+    """Let a session go on for a while without an answer of the provider, then end it."""
     if timezone.now() - row.vouched_at >= settings.SSO_LIFE:
         _end(row, user_id, "not_asked")
 
 
 def _leave(row: SsoSession, provider: IdentityProvider, user_id: UUID) -> None:
-    """The provider lets this person in no longer: all their sessions of it end."""
+    """End all sessions of this person at the provider, which no longer lets them in."""
     theirs = Session.objects.filter(user_id=user_id, sso__provider=provider, expires_at__gt=timezone.now())
     theirs.exclude(pk=row.session_id).end(RevokedReason.SSO)
     _end(row, user_id, "left")

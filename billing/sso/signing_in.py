@@ -51,7 +51,9 @@ class Recognised:
 
 @dataclass(frozen=True)
 class PasswordWanted:
-    """`may_be_new`: nobody has confirmed the address, so that a new account is possible as well."""
+    """An account has the address. `may_be_new`: nobody has confirmed the address, so that a new account is possible as
+    well.
+    """
 
     word: str = field(repr=False)
     address: str
@@ -67,9 +69,9 @@ class ForApp:
 
 
 def begin(*, email: str, challenge: str = "") -> tuple[str, str]:
-    """The address of the provider's page, and the word of this sign-in.
+    """Return the address of the provider's page, and the word of this sign-in.
 
-    `challenge`: of an app, which will finish with its verifier (S256, as in RFC 7636). Raises Invalid, SsoUnknown,
+    `challenge`: that of an app, which will finish with its verifier (S256, as in RFC 7636). Raises Invalid, SsoUnknown,
     SsoAway, SsoMisconfigured.
     """
     if challenge and not (len(challenge) == _CHALLENGE_CHARS and challenge.isascii()):
@@ -114,9 +116,9 @@ def _provider_of(address: str) -> IdentityProvider:
 
 
 def come_back(answer: Mapping[str, str], *, kept: str = "") -> Recognised | PasswordWanted | ForApp:
-    """Sign in with the parameters that a provider's redirect brings, or return what is still needed. Blocks.
+    """Sign in with the parameters of a provider's redirect, or return the step that is still needed. Blocks.
 
-    `kept`: the word that this browser's session holds. Raises AdiuvaError with a message for who sits there.
+    `kept`: the word that this browser's session holds. Raises AdiuvaError with a message for the person at the browser.
     """
     word = answer.get("state", "")
     row = _redeem(word, kept)
@@ -138,7 +140,7 @@ def _redeem(word: str, kept: str) -> SignIn:
         raise SsoExpired
     mine = SignIn.objects.filter(state_hash=nonces.hash_of(word))
     row = mine.select_related("provider__team").first()
-    # An app's sign-in comes back in whatever browser; what it brings is of use to that app alone.
+    # An app's sign-in comes back in any browser; its result is of use to that app alone.
     if row is None or not (row.challenge or hmac.compare_digest(word.encode(), kept.encode())):
         raise SsoExpired
     if not mine.open().filter(returned_at__isnull=True).update(returned_at=Now()):
@@ -158,7 +160,7 @@ def _want_password(row: SignIn, person: Person) -> PasswordWanted:
 
 
 def waiting(word: str) -> PasswordWanted:
-    """Return what a page to link an account is about. Raises SsoExpired."""
+    """Return the data for a page that links an account. Raises SsoExpired."""
     row = _waiting(word)
     address = _kept_person(row).address
     return PasswordWanted(word, address, accounts.may_be_new(address))
@@ -230,7 +232,7 @@ def finish_app(*, code: str, verifier: str, user_agent: str = "") -> Session:
 
 
 def vouch(done: Recognised, session_id: UUID) -> None:
-    """Keep that the organisation vouches for this session, which has just been opened."""
+    """Note that the organisation vouches for this session, which has just been opened."""
     row = SsoSession(session_id=session_id, provider=done.provider, subject=done.person.subject)
     if done.person.refresh_token:
         SsoSession.refresh_token.seal_into(cipher_for(done.user.pk), row, done.person.refresh_token)

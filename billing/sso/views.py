@@ -76,7 +76,7 @@ class SsoView(AuthView):
         responses={200: SsoSerializer, **error_responses(401)},
     )
     def get(self, request: Request) -> Response:
-        """Where none is set, all but `redirect_uri` is empty."""
+        """Without a provider, all but `redirect_uri` is empty."""
         return _described(request)
 
     @extend_schema(
@@ -85,7 +85,7 @@ class SsoView(AuthView):
         responses={200: SsoSerializer, **error_responses(400, 401, 403, 404, 429, 503)},
     )
     def put(self, request: Request) -> Response:
-        """The issuer is asked for its addresses at once. The body confirms that it is you (`{"password": …}`)."""
+        """Asks the issuer for its addresses at once. The body confirms that it is you (`{"password": …}`)."""
         given = require_confirmation(self, request, SetSsoSerializer)
         configuration.set_provider(owner_id=user_id(request), **given)
         return _described(request)
@@ -114,7 +114,7 @@ class SsoView(AuthView):
 
 
 class DomainsView(AuthView):
-    """Name a domain whose addresses sign in this way. The answer says what its DNS is to hold."""
+    """Name a domain whose addresses sign in this way. The answer has the record that its DNS must hold."""
 
     serializer_class = DomainSerializer
 

@@ -36,7 +36,7 @@ class TeamAdmin(ReadOnlyAdmin):
         self.audit(request, StaffAction.Kind.CHANGED, obj)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Written with the change."""
+        """Log nothing: the change is logged when it is made."""
 
 
 @admin.register(Membership)

@@ -25,7 +25,7 @@ from billing.teams.models import INVITATION_LASTS, Membership, Team
 _SALT: Final = "adiuva invitation to a team"
 _MAX_CHARS: Final = 400
 _MAX_NAME: Final = 100
-# Without seats to count, as many as anybody can read through.
+# Without a limit on seats, as many members as anybody can read through.
 _MOST_MEMBERS: Final = 1000
 
 State = Membership.State
@@ -57,9 +57,9 @@ class InvitationInvalid(NotFound):
 
 
 def describe(user_id: UUID) -> dict[str, Any]:
-    """The team that a user owns or is in, as GET /billing/team answers it. Raises NoTeam.
+    """Return the team that a user owns or is in, as GET /billing/team answers it. Raises NoTeam.
 
-    An owner sees all of it, also before anybody is invited; a member sees what it is and who owns it.
+    An owner sees all of it, even before anybody is invited; a member sees its name and its owner.
     """
     mine = Membership.objects.of(user_id).select_related("team__owner").first()
     if mine is not None:
@@ -101,7 +101,7 @@ def _row(address: str, role: str, state: str, since: Any, pk: UUID | None = None
 
 @transaction.atomic
 def rename(*, owner_id: UUID, name: str) -> Team:
-    """Raises NoTeam, Invalid."""
+    """Rename an owner's team. Raises NoTeam, Invalid."""
     name = "".join(filter(str.isprintable, name)).strip()
     if not 1 <= len(name) <= _MAX_NAME:
         raise Invalid("name: it has 1 to 100 characters.", fields={"name": ["It has 1 to 100 characters."]})
@@ -113,7 +113,7 @@ def rename(*, owner_id: UUID, name: str) -> Team:
 
 
 def _own_team(owner_id: UUID) -> Team:
-    """The owner's team, made when it is first asked for. Raises NoTeam, InATeam. The owner is locked."""
+    """Return the owner's team, made at its first use. Raises NoTeam, InATeam. The owner is locked."""
     team = Team.objects.filter(owner_id=owner_id).first()
     if team is not None:
         return team
@@ -129,7 +129,7 @@ def _own_team(owner_id: UUID) -> Team:
 
 @transaction.atomic
 def invite(*, owner_id: UUID, email: str) -> Membership:
-    """Invite an address, for which a seat is kept free. Asked again, it is the same invitation, and mailed again.
+    """Invite an address, and keep a seat free for it. A second call mails the same invitation again.
 
     Raises Invalid, InATeam, QuotaExceeded.
     """
@@ -150,7 +150,7 @@ def invite(*, owner_id: UUID, email: str) -> Membership:
     else:
         Membership.objects.filter(pk=found.pk).update(invited_at=Now())
     found.refresh_from_db()
-    # One that waits to be sent is enough, however often it is asked for.
+    # One mail that waits to be sent is enough, however many times it is ordered.
     if not Mail.objects.filter(kind=Mail.Kind.TEAM_INVITATION, about=found.pk).exists():
         mails.order(Mail.Kind.TEAM_INVITATION, user=team.owner, address=address, about=found.pk)
     log.info("team.invited", team_id=str(team.pk), membership_id=str(found.pk))
@@ -169,7 +169,7 @@ def _valid(email: str) -> str:
 
 
 def _require_seat(owner_id: UUID, team: Team | None, n: int, *, without: int = 0) -> None:
-    """Raises QuotaExceeded unless `n` seats are free. `without`: so many of those that are taken do not count."""
+    """Raise QuotaExceeded unless `n` seats are free. `without`: this many of the taken seats do not count."""
     limit, used = seats.of_owner(owner_id), seats.taken(team) - without
     if limit is None:
         limit = _MOST_MEMBERS
@@ -182,13 +182,13 @@ def _require_seat(owner_id: UUID, team: Team | None, n: int, *, without: int = 0
 
 
 def link_of(invitation: Membership, site: str = "") -> str:
-    """The address of the page on which an invitation is accepted; who has it can accept."""
+    """Return the address of the page on which an invitation is accepted; anybody who has it can accept."""
     token = signing.dumps([invitation.pk.hex, invitation.address], salt=_SALT)
     return f"{site or settings.PUBLIC_URL}/account/team?invitation={token}"
 
 
 def read_invitation(token: str) -> Membership:
-    """The open invitation of a link, with its team. Raises InvitationInvalid."""
+    """Return the open invitation of a link, with its team. Raises InvitationInvalid."""
     if not token.isascii() or len(token) > _MAX_CHARS:
         raise InvitationInvalid
     try:
@@ -203,7 +203,7 @@ def read_invitation(token: str) -> Membership:
 
 @transaction.atomic
 def accept(*, user_id: UUID, token: str) -> Membership:
-    """Sit down on the seat that was kept free. Raises InvitationInvalid, InATeam, QuotaExceeded."""
+    """Take the seat that was kept free. Raises InvitationInvalid, InATeam, QuotaExceeded."""
     owner_id = read_invitation(token).team.owner_id
     seats.lock(owner_id)
     invitation = read_invitation(token)  # as it is, now that nobody changes it
@@ -214,7 +214,7 @@ def accept(*, user_id: UUID, token: str) -> Membership:
 def join(*, team_id: UUID, user_id: UUID) -> Membership:
     """Give a user a free seat of a team, or the one that is kept free for their confirmed address.
 
-    Of a member it is their membership, as it is. Raises NoTeam, InATeam, QuotaExceeded, NoSuchUser.
+    Returns a member's existing membership unchanged. Raises NoTeam, InATeam, QuotaExceeded, NoSuchUser.
     """
     team = Team.objects.filter(pk=team_id).first()
     if team is None:
@@ -231,7 +231,7 @@ def join(*, team_id: UUID, user_id: UUID) -> Membership:
 
 
 def _sit_down(team: Team, user_id: UUID, invitation: Membership | None) -> Membership:
-    """The owner is locked, and then the member. An expired invitation is as good as none."""
+    """Give a user a seat. Locks the owner, and then the member. An expired invitation counts as none."""
     # Before the lock as well: two owners who accept each other's invitations would wait for each other.
     _require_no_team(user_id)
     seats.lock(user_id)
@@ -267,7 +267,7 @@ def remove(*, owner_id: UUID, membership_id: UUID) -> None:
 
 @transaction.atomic
 def leave(*, user_id: UUID) -> None:
-    """Raises NoTeam."""
+    """End one's own membership. Raises NoTeam."""
     mine = Membership.objects.of(user_id).select_related("team").first()
     if mine is None:
         raise NoTeam
@@ -289,7 +289,7 @@ def _end(membership: Membership, owner_id: UUID) -> None:
 
 
 def dissolve(owner_id: UUID) -> None:
-    """In the transaction that deletes an owner's account: its members fall back to plans of their own."""
+    """Dissolve a team, in the transaction that deletes its owner's account: members fall back to plans of their own."""
     members = Membership.objects.filter(team__owner_id=owner_id, user__isnull=False)
     ids = sorted(members.values_list("user_id", flat=True), key=str)
     Team.objects.filter(owner_id=owner_id).delete()

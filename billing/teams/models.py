@@ -47,7 +47,7 @@ class Team(models.Model):
 
     @property
     def name(self) -> str:
-        """ "" if it has none."""
+        """The team's name; "" if it has none."""
         if self.name_sealed is None:
             return ""
         return Team.name_sealed.unseal_from(cipher_for(self.owner_id), self)
@@ -58,15 +58,15 @@ class MembershipQuerySet(models.QuerySet["Membership"]):
         return self.filter(user_id=user_id)
 
     def seated(self) -> Self:
-        """Those that have a seat, and with it the team's plan."""
+        """Return members that have a seat, and with it the team's plan."""
         return self.filter(state=Membership.State.ACTIVE)
 
     def invited(self) -> Self:
-        """Those that may still accept."""
+        """Return invitations that can still be accepted."""
         return self.filter(state=Membership.State.INVITED, invited_at__gt=Now() - INVITATION_LASTS)
 
     def taking_seats(self) -> Self:
-        """Members on a seat, and invitations, for which one is kept free."""
+        """Return members on a seat, and open invitations, which keep one free."""
         open_ones = Q(state=Membership.State.INVITED, invited_at__gt=Now() - INVITATION_LASTS)
         return self.filter(Q(state=Membership.State.ACTIVE) | open_ones)
 

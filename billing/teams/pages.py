@@ -44,7 +44,7 @@ class TeamPage(LoginRequiredMixin, View):
         return redirect(f"{request.path}?done={said}")
 
     def _act(self, request: HttpRequest, act: str, token: str) -> str:
-        """Do what a button asks for. Returns what is said of it, or the link of a new invitation."""
+        """Carry out a button's action. Returns the message about it, or the link of a new invitation."""
         site = request.build_absolute_uri("/").rstrip("/")
         if act == "invite":
             made = members.invite(owner_id=self.me, email=request.POST.get("email", ""))

@@ -1,4 +1,4 @@
-"""The number of seats that an owner pays for: changed at Stripe, by a row first, like all that Stripe is to do."""
+"""The number of seats that an owner pays for: changed at Stripe, by a row first, like all actions at Stripe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from billing.teams.models import Team
 
 
 class SeatsInUse(Conflict):
-    """`members` in the answer: how many seats are taken."""
+    """More seats are taken than that. `members` in the answer: how many."""
 
     code = "seats_in_use"
 
@@ -37,7 +37,8 @@ class CardRefused(AdiuvaError):
 def change(*, owner_id: UUID, number: int) -> bool:
     """Pay for another number of seats. Returns False if Stripe does not know yet: the wish is kept and tried again.
 
-    From now on nobody is invited to a seat that is to go. Raises NothingPaid, SeatsInUse, SeatsChanging, CardRefused.
+    From now on, nobody can be invited to a seat that is to go. Raises NothingPaid, SeatsInUse, SeatsChanging,
+    CardRefused.
     """
     with transaction.atomic():
         seats.lock(owner_id)
@@ -64,8 +65,9 @@ def change(*, owner_id: UUID, number: int) -> bool:
 
 
 def _wish(paid: Subscription, number: int, owner_id: UUID) -> StripeJob | None:
-    """Return what Stripe is to do; None if it is so already. One change at a time:
-    the later of two calls could come first."""
+    """Return the job for Stripe; None if the number is right already. One change at a time: the later of two calls
+    could come first.
+    """
     subject = paid.stripe_id
     under_way = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=subject, state__in=StripeJob.OPEN)
     if under_way.filter(leases.is_held()).exclude(detail__seats=number).exists():

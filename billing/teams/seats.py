@@ -1,7 +1,7 @@
 """Assignment of a team's seats: to the owner, then to members in the order in which they joined.
 
-Whatever changes seats or members locks the owner's account first, then the accounts of members, then memberships. An
-owner is no member of another team, which is seen before they are locked as one, so that nobody waits for each other.
+All changes of seats or members lock the owner's account first, then the accounts of members, then memberships. An owner
+is no member of another team; that is checked before they are locked as one, so that nobody waits for each other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def lock(owner_id: UUID) -> None:
 
 
 def lock_members(user_ids: Iterable[UUID | None]) -> set[UUID]:
-    """Lock the accounts of members, behind their owner's. Returns those that are there: others are being deleted."""
+    """Lock the accounts of members, after their owner's. Returns the existing ones: others are being deleted."""
     users = User.objects.filter(pk__in=[user_id for user_id in user_ids if user_id is not None])
     return set(users.order_by("pk").select_for_update(no_key=True).values_list("pk", flat=True))
 
@@ -60,7 +60,7 @@ def of_owner(owner_id: UUID) -> int | None:
 
 
 def _wished(paid: Subscription) -> int | None:
-    """The number that was asked for last, if our copy may not show it yet."""
+    """Return the number that was requested last, if our copy may not show it yet."""
     wishes = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=paid.stripe_id, state__in=_WISHES)
     latest = wishes.order_by("-created_at").first()
     if latest is None or (latest.state == StripeJob.State.DONE and paid.synced == paid.wanted):
@@ -75,9 +75,9 @@ def taken(team: Team | None) -> int:
 
 @transaction.atomic
 def settle(owner_id: UUID) -> int:
-    """Give the seats that there are to those who joined first. Returns how many lost or got one.
+    """Give the existing seats to members in the order in which they joined. Returns how many lost or got one.
 
-    Who has none keeps everything, on the plan of their own. Raises NoSuchUser.
+    A member without a seat keeps everything, on a plan of their own. Raises NoSuchUser.
     """
     lock(owner_id)
     team = Team.objects.filter(owner_id=owner_id).first()
@@ -103,7 +103,7 @@ def settle(owner_id: UUID) -> int:
 
 
 def sweep() -> int:
-    """Give seats that became free without anybody's doing, as when a member's account is deleted."""
+    """Give away seats that became free by themselves, as when a member's account is deleted."""
     waiting = Team.objects.filter(memberships__state=Membership.State.OVER_LIMIT).distinct()
     changed = 0
     for owner_id in waiting.values_list("owner_id", flat=True):

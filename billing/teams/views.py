@@ -63,7 +63,7 @@ class TeamView(APIView):
 
 
 class SeatsView(APIView):
-    """How many seats you pay for."""
+    """The number of seats that you pay for."""
 
     serializer_class = SeatsSerializer
 
@@ -86,7 +86,7 @@ class SeatsView(APIView):
 
 
 class MembersView(APIView):
-    """Who is in your team."""
+    """The members of your team."""
 
     serializer_class = InviteSerializer
 
@@ -114,7 +114,7 @@ class MembersView(APIView):
 
 
 class MemberView(APIView):
-    """One of your team."""
+    """A member of your team."""
 
     @extend_schema(
         summary="Remove a member, or take an invitation back",
@@ -127,7 +127,7 @@ class MemberView(APIView):
 
 
 class AcceptView(APIView):
-    """Sit down on a seat."""
+    """Take a seat."""
 
     serializer_class = AcceptSerializer
 

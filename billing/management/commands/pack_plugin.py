@@ -1,4 +1,4 @@
-"""`manage.py pack_plugin`: make a plugin's package out of its folder, and say what the checks find."""
+"""`manage.py pack_plugin`: make a plugin's package from its folder, and print the findings of the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`manage.py publish_examples`: list the example plugins on a server that is tried out."""
+"""`manage.py publish_examples`: list the example plugins on a server for trial."""
 
 from __future__ import annotations
 

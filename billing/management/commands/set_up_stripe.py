@@ -1,4 +1,4 @@
-"""manage.py set_up_stripe: make the plans' prices at Stripe, and say what else is to be set."""
+"""manage.py set_up_stripe: make the plans' prices at Stripe, and say which settings are still missing."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True if a person may review it: no check has failed, and none has found what blocks."""
+        """True if a person may review it: no check has failed, and none has found a problem that blocks."""
         return (
             self.manifest is not None
             and Result.ERROR not in self.results.values()
@@ -67,7 +67,7 @@ class Report:
     def add(self, check: str, found: list[Finding]) -> None:
         if found and self.results.get(check) != Result.ERROR:
             self.results[check] = Result.FOUND
-        # What blocks is never left out for lack of room.
+        # Findings that block are never left out for lack of room.
         room = max(0, MAX_FINDINGS - len(self.findings))
         blocking = [finding for finding in found if finding.severity == Severity.BLOCKS]
         noted = [finding for finding in found if finding.severity != Severity.BLOCKS]
@@ -80,7 +80,7 @@ def add_manifest_check(name: str, check: ManifestCheck) -> None:
 
 
 def check_package(file: IO[bytes]) -> Report:
-    """Open a package and look at all of it. Raises nothing that a package could bring about."""
+    """Open a package and check all of it. Nothing in a package makes it raise."""
     report = Report(results=dict.fromkeys(("structure", *_MANIFEST_CHECKS, *_FILE_CHECKS), Result.PASSED))
     try:
         package = Package(file)
@@ -102,7 +102,7 @@ def check_package(file: IO[bytes]) -> Report:
 
 
 def check_manifest(report: Report, *, but: Collection[str] = ()) -> None:
-    """Run the checks of a report's manifest, but for those named, which were run elsewhere."""
+    """Run the checks of a report's manifest, except those named, which were run elsewhere."""
     assert report.manifest is not None
     for name, look in _MANIFEST_CHECKS.items():
         if name not in but:
@@ -114,7 +114,7 @@ def _run(report: Report, name: str, look: Callable[[], Iterator[Finding]]) -> No
     try:
         report.add(name, list(islice(look(), _MOST_OF_ONE)))
     except Exception as error:
-        # What it imports is 40 % of the time in which a process that checks a package starts.
+        # Its imports take 40 % of the time in which a process that checks a package starts.
         from adiuva.core.logging import log_failure
 
         log_failure("plugin_check.failed", error, check=name)

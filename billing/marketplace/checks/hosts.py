@@ -16,7 +16,7 @@ from billing.marketplace.package import PackageFile
 CHECK: Final = "hosts"
 # Names of XML languages and schemas look like addresses; nothing is fetched from there.
 _NAMESPACES: Final = frozenset({"www.w3.org", "json-schema.org", "schemas.microsoft.com", "purl.org"})
-# What is behind them changes after the review.
+# The pages behind them change after the review.
 _SHORTENERS: Final = frozenset(
     "bit.ly cutt.ly goo.gl is.gd ow.ly rb.gy rebrand.ly shorturl.at t.co t.ly tiny.cc tinyurl.com v.gd".split()  # noqa: SIM905
 )
@@ -25,14 +25,14 @@ _ADDRESS: Final = re.compile(
     r"|(?<=[\"'`(=])//(?:[\w-]{1,63}\.)+[a-z]{2,63}",  # takes the scheme of the page
     re.IGNORECASE,
 )
-# An address of numbers, also without a scheme.
+# A numeric address, also without a scheme.
 _NUMBERS: Final = re.compile(
     r"//(?:\d{1,3}(?:\.\d{1,3}){3}|0x[0-9a-f]{8}|\d{8,10}|\[[0-9a-f:.]+\])(?=[:/\"'`\s]|$)", re.I
 )
 
 
 def look(manifest: Manifest, file: PackageFile) -> Iterator[Finding]:
-    """Look for what blocks first: only the first findings of a file are kept."""
+    """Yield the findings that block first: only the first findings of a file are kept."""
     text = text_of(file)
     allowed = {*manifest.hosts, *_NAMESPACES}
     if manifest.homepage:
@@ -56,7 +56,7 @@ def look(manifest: Manifest, file: PackageFile) -> Iterator[Finding]:
 
 
 def _host_of(address: str) -> str:
-    """The host of an address; the address itself if it has none that can be read."""
+    """Return the host of an address; the address itself if it has none that can be read."""
     try:
         return (urlsplit(address).hostname or address).rstrip(".").lower()
     except ValueError:

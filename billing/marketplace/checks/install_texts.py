@@ -1,4 +1,4 @@
-"""Texts that talk people into what the package itself could not do: run this, switch that off, download first."""
+"""Texts that persuade people to do what the package itself could not: run this, switch that off, download first."""
 
 from __future__ import annotations
 

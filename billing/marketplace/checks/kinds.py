@@ -26,7 +26,7 @@ _BEGINNINGS: Final[dict[str, tuple[bytes, ...]]] = {
     ".ttf": (b"\x00\x01\x00\x00", b"true"),
     ".otf": (b"OTTO",),
 }
-# What a system runs or unpacks, by how it begins: also under the name of a text.
+# The beginnings of files that a system runs or unpacks, even under the name of a text.
 _PROGRAMS: Final = (
     b"MZ", b"\x7fELF", b"\xca\xfe\xba\xbe", b"\xfe\xed\xfa", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe", b"\x00asm",
     b"#!", b"dex\n", b"\xd0\xcf\x11\xe0", b"!<arch>",

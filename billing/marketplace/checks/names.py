@@ -15,7 +15,9 @@ CHECK: Final = "names"
 
 
 def look(manifest: Manifest) -> Iterator[Finding]:
-    """Names that others have taken are compared where the plugin is made: they are rows."""
+    """Check the manifest's names and texts. Names that others have taken are in the database, so creating a plugin
+    checks those.
+    """
     for name in (manifest.id, manifest.name):
         if is_reserved(name):
             yield Finding(CHECK, Text("this name speaks for Adiuva"), MANIFEST_NAME)

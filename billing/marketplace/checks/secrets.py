@@ -1,4 +1,4 @@
-"""Keys and tokens that somebody has packed by mistake. Whoever downloads the plugin would have them."""
+"""Keys and tokens that somebody has packed by mistake. Everybody who downloads the plugin would have them."""
 
 from __future__ import annotations
 

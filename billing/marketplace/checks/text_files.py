@@ -22,12 +22,12 @@ def suffix_of(path: str) -> str:
 
 
 def text_of(file: PackageFile) -> str:
-    """A file as text; "" if it is none. Bytes that are no UTF-8 are the check of kinds' to find."""
+    """Return a file as text; "" if it is none. The check of kinds finds bytes that are no UTF-8."""
     if suffix_of(file.path) not in TEXT:
         return ""
     return file.content.decode("utf-8-sig", "replace")
 
 
 def line_of(text: str, at: int) -> int:
-    """The line, from 1, in which the character at index `at` is."""
+    """Return the line, from 1, of the character at index `at`."""
     return text.count("\n", 0, at) + 1
