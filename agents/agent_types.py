@@ -117,7 +117,7 @@ _CLOUD: Final = (
 
 
 def catalog() -> list[dict[str, Any]]:
-    """All agent types; `available` says whether this server can create one."""
+    """Return all agent types; `available` says whether this server can create one."""
     local = _entry(
         AgentType.LOCAL_DIRECTORY,
         "Reads files in folders that you granted on one of your devices.",

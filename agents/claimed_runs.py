@@ -279,7 +279,7 @@ def heartbeat(claimed: ClaimedRun, *, renew: bool) -> bool:
 
 
 def current_run(claimed: ClaimedRun) -> Run:
-    """The run as it is now, whoever holds it. Raises LeaseLost if it was deleted with its user."""
+    """Return the run as it is now, whoever holds it. Raises LeaseLost if it was deleted with its user."""
     found = _by_id(claimed.run_id)
     if not found:
         raise LeaseLost

@@ -143,7 +143,7 @@ class Cron:
             day += _DAY
 
     def next(self, moment: dt.datetime, zone: ZoneInfo) -> dt.datetime | None:
-        """The first slot after a moment, in UTC."""
+        """Return the first slot after a moment, in UTC."""
         return next(self.after(moment, zone), None)
 
     def _matches(self, day: dt.date) -> bool:
@@ -162,7 +162,7 @@ class Cron:
         )
 
     def _walk(self, day: dt.date, zone: ZoneInfo) -> set[dt.datetime]:
-        """The slots of a day, time by time: slow, and only needed when the clock changes."""
+        """Return the slots of a day, time by time: slow, and only needed when the clock changes."""
         found: set[dt.datetime] = set()
         for time in self._times:
             first, second = _instants(dt.datetime.combine(day, _MIDNIGHT) + time, zone)

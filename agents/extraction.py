@@ -105,7 +105,9 @@ class Extractor:
         )
 
     def messages(self, name: str, part: Part, known: Sequence[KnownRecord]) -> list[llm.Message]:
-        """A system message, the same for all documents, and one of the user's: the agent's part, then the document."""
+        """Return a system message, the same for all documents, and one of the user's: the agent's part, then the
+        document.
+        """
         projects = nearest_projects(self.rules.projects, f"{name}\n{part.context}\n{part.text}")
         context = (
             f"What this freelancer asks you to look for:\n{self.instructions or 'Whatever fits the tables.'}\n\n"

@@ -62,7 +62,7 @@ class BadValue(Exception):
 
 
 def read_value(column: Column, value: Any, *, zone: ZoneInfo, is_title: bool = False) -> Any:
-    """A value for a column, in the form of the wire. Raises BadValue."""
+    """Return a value for a column, in the form of the wire. Raises BadValue."""
     if column.kind == "time":
         return _milliseconds(value, zone)
     if column.kind == "names":
@@ -157,7 +157,9 @@ def _of_numeric(match: re.Match[str]) -> dt.datetime:
 
 
 def _names(value: Any) -> str:
-    """A JSON array of names in a string, from a list of names or of objects with names, or names in one string."""
+    """Return a JSON array of names in a string, from a list of names or of objects with names, or names in
+    one string.
+    """
     names = [name for each in _listed(value) for name in _names_in(each)]
     if len(names) > _MAX_NAMES:
         raise BadValue("bad_value", "a list of names")

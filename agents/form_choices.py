@@ -24,7 +24,7 @@ def devices(user_id: UUID) -> Choices:
 
 
 def connections(user_id: UUID) -> Choices:
-    """The user's mailboxes and channels."""
+    """Return the user's mailboxes and channels."""
     return [
         (
             str(one.pk),

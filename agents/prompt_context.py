@@ -49,7 +49,7 @@ def nearest_known(known: Sequence[KnownRecord], text: str) -> list[KnownRecord]:
 
 
 def describe_known(known: Sequence[KnownRecord], zone: ZoneInfo) -> str:
-    """Known records for the model, as a JSON array on one line; `id` is their number in it, from 1."""
+    """Return known records for the model, as a JSON array on one line; `id` is their number in it, from 1."""
     found = []
     for number, each in enumerate(known, 1):
         table = TABLES[each.record.table]
@@ -88,7 +88,7 @@ def _share(name: str, words: set[str]) -> float:
 
 
 def _within(items: Sequence[T], size: Any) -> list[T]:
-    """The first items that fit _MAX_CHARS together."""
+    """Return the first items that fit _MAX_CHARS together."""
     kept: list[T] = []
     room = _MAX_CHARS
     for item in items:

@@ -75,7 +75,7 @@ class Record:
 
 
 def date_of(data: Mapping[str, Any]) -> int | None:
-    """The date that tells a record from others of the same words."""
+    """Return the date that tells a record from others of the same words."""
     when = data.get("dueDate", data.get("date"))
     return when if isinstance(when, int) else None
 

@@ -210,5 +210,5 @@ def open_agent(agent: Agent) -> OpenedAgent:
 
 
 def agents_of(user_id: UUID) -> list[OpenedAgent]:
-    """A user's agents, the newest first. Raises SealBroken."""
+    """Return a user's agents, the newest first. Raises SealBroken."""
     return [open_agent(each) for each in Agent.objects.of(user_id).select_related("user", "connection")]

@@ -124,5 +124,5 @@ _waits = PerLoop(RunWaits)
 
 
 def run_waits() -> RunWaits:
-    """The running event loop's waits."""
+    """Return the running event loop's waits."""
     return _waits.get()

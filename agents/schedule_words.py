@@ -43,7 +43,7 @@ def describe(cron: str) -> str:
 
 
 def _weekdays(field: str) -> list[int] | None:
-    """The days of a cron field, Monday as 0; None if it is more than names, numbers and ranges."""
+    """Return the days of a cron field, Monday as 0; None if it is more than names, numbers and ranges."""
     if field == "*":
         return list(range(7))
     days: set[int] = set()

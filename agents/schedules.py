@@ -66,7 +66,9 @@ def next_run_at(agent: Agent, after: dt.datetime | None = None) -> dt.datetime |
 
 
 def upcoming_slots(agent: Agent, count: int = 5) -> list[dt.datetime]:
-    """The next slots of an agent's schedule, in its zone, even while it is disabled. Empty without a schedule."""
+    """Return the next slots of an agent's schedule, in its zone, even while it is disabled. Empty without a
+    schedule.
+    """
     if not agent.schedule_cron:
         return []
     zone = ZoneInfo(agent.zone)
@@ -206,7 +208,7 @@ def _advance(agent: Agent, now: dt.datetime) -> Run | None:
 def _elapsed_slots(
     cron: Cron, zone: ZoneInfo, first: dt.datetime, now: dt.datetime
 ) -> tuple[dt.datetime, int]:
-    """The last slot from `first` until now, and how many there are, counted up to _MAX_SLOTS."""
+    """Return the last slot from `first` until now, and how many there are, counted up to _MAX_SLOTS."""
     last, count = first, 1
     for slot in cron.after(first, zone):
         if slot > now:

@@ -238,7 +238,7 @@ def _entry(each: _Settled, zone: ZoneInfo) -> JournalEntry:
 
 
 def _changes(row: _Row, zone: ZoneInfo) -> str:
-    """The changes of a row in words: "dueDate 2026-12-03 → 2026-12-10"."""
+    """Return the changes of a row in words: "dueDate 2026-12-03 → 2026-12-10"."""
     columns = TABLES[row.table].by_name
 
     def shown(name: str, value: Any) -> str:

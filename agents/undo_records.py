@@ -202,7 +202,7 @@ def settle(claimed: ClaimedUndo, outcomes: Mapping[UUID, ToolResultBody | Adiuva
 
 
 def created_rows(claimed: ClaimedUndo, device: UUID, table: str) -> list[CreatedRow]:
-    """The run's rows in a table of the device, the latest first."""
+    """Return the run's rows in a table of the device, the latest first."""
     rows = _on(claimed, device).filter(state=State.DELIVERED, table=table, row_id_sealed__isnull=False)
     return [
         CreatedRow(

@@ -31,8 +31,8 @@ from billing.models import Purpose
 from billing.turn_holds import GRACE, LOW_PERCENT, Held
 
 # Adds `amount` to a hold if all allowances have room for it. A cap bounds the spent and the reserved money together;
-# staff's additions raise the user's own. `low` is true once a month: for the first reservation that may report it and
-# reaches this share.
+# staff's additions raise the user's own. `low` is true once a month: for the first reservation that may report it
+# once this share is spent.
 _RESERVE_SQL: Final = """
 WITH asked AS (SELECT * FROM unnest(%(ids)s::bigint[], %(caps)s::bigint[]) AS asked (id, cap)),
 locked AS (

@@ -321,7 +321,7 @@ class DeviceSession:
 
 
 def device_session_of(config: RunnableConfig) -> DeviceSession:
-    """The device session of the turn that a tool runs in."""
+    """Return the device session of the turn that a tool runs in."""
     session = config["configurable"]["session"]
     assert isinstance(session, DeviceSession)
     return session

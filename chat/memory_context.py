@@ -235,12 +235,12 @@ class MemoryContext:
     # ── Deferred calls outlive their turn, and labels do not ────────────────────────────────────────────
 
     def with_entry_id(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A call's arguments, with the entry's id in place of its label."""
+        """Return a call's arguments, with the entry's id in place of its label."""
         known = self.entry_by_label(arguments.get(MEMORY))
         return arguments | {MEMORY: str(known.id)} if known else arguments
 
     async def with_label(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of `with_entry_id`, with a label of this turn in place of the id."""
+        """Return the arguments of `with_entry_id`, with a label of this turn in place of the id."""
         known = await db.run(recall.read_entry, self.user_id, uuid.UUID(arguments[MEMORY]))
         return arguments | {MEMORY: self.label(known) if known else "m0"}
 
@@ -285,13 +285,13 @@ def _question(request: ChatRequest, claimed: ClaimedTurn) -> str:
 
 
 def entry_text(known: RecalledEntry, most: int = MAX_CONTENT_CHARS) -> str:
-    """An entry's text, on one line."""
+    """Return an entry's text, on one line."""
     text = f"{known.key}: {known.content}" if known.key else known.content
     return _LABEL_START.sub("(", one_line(text, most))
 
 
 def memory_context_of(config: RunnableConfig) -> MemoryContext:
-    """The memory context of the turn that a tool runs in. Raises ToolException if memory is off."""
+    """Return the memory context of the turn that a tool runs in. Raises ToolException if memory is off."""
     found = config["configurable"][MEMORY]
     assert isinstance(found, MemoryContext)
     if not found.enabled:

@@ -63,11 +63,11 @@ class RowAliases:
         return self._each_id(arguments, lambda value: found[1] if (found := self.find(value)) else value)
 
     def aliased(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A call's arguments with aliases for ids, as a model would write them."""
+        """Return a call's arguments with aliases for ids, as a model would write them."""
         return self._each_id(arguments, lambda value: self.alias("", value) if is_row_id(value) else value)
 
     def in_text(self, text: str) -> str:
-        """An earlier message or a summary with aliases for the ids in its tags."""
+        """Return an earlier message or a summary with aliases for the ids in its tags."""
         text = _TAG.sub(self._aliased_tag, text)
         return _ID.sub(
             lambda match: f"[{self.alias('', match[1])}]" if is_row_id(match[1]) else match[0], text

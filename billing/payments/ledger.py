@@ -144,7 +144,7 @@ def lines_of(movement: Movement, paid: Paid, *, refunded_before: int = 0) -> dic
 
 
 def _share_of(gone: int, paid: Paid) -> int:
-    """Return the developer's part of the `gone` cents of a plugin's sale."""
+    """Return the developer's share of a plugin's sale when `gone` cents of it went back; 0 for anything else."""
     return shares.due_of(total=paid.cents, tax=paid.tax_cents, gone=gone) if paid.purchase else 0
 
 

@@ -200,7 +200,8 @@ def _domain_name(name: str) -> str:
 
 
 def prove_domain(*, owner_id: UUID, domain_id: UUID) -> Domain:
-    """Prove a domain by its DNS record. A team that has proven it before, and whose record is gone, loses it. Blocks.
+    """Prove a domain by its DNS record. A team that has proven it before, and whose record is gone, loses it.
+    Blocks.
 
     Raises NoProvider, NotFound, DomainUnproven, DomainTaken, DnsAway.
     """

@@ -38,7 +38,7 @@ _NO_NEW_KEYS_S: Final = 30.0
 _MAX_KEPT: Final = 256
 _MAX_KEYS: Final = 40
 _ERROR_CODE: Final = re.compile(r"[a-z_]{1,40}")
-# Algorithms by a key's type. None is listed with which a client's secret or a public key could sign as a password.
+# Algorithms by a key's type. In none of them could a client's secret, or a public key used as one, sign.
 _ALGORITHMS: Final[Mapping[str, tuple[str, ...]]] = {
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     "EC": ("ES256", "ES384", "ES512"),

@@ -23,7 +23,7 @@ from billing.sso.errors import SsoAway, SsoMisconfigured, SsoRefused
 from billing.sso.models import IdentityProvider, SsoEvent, SsoSession
 from billing.teams.models import Membership
 
-# A request to a provider that began this long ago and never came back is given up.
+# A request to a provider that began this long ago counts as lost: another may ask.
 _ASKING: Final = dt.timedelta(seconds=30)
 
 
