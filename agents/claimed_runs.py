@@ -113,7 +113,7 @@ def lease_duration() -> dt.timedelta:
 
 @transaction.atomic(savepoint=False)
 def claim(run_id: UUID) -> ClaimedRun | None:
-    """Take a queued run. Returns None if another worker has it, it ended, or it is not to be tried again yet."""
+    """Take a queued run. Returns None if another worker has it, it ended, or its retry is not due yet."""
     queued = Run.objects.filter(runs.retry_is_due(), state=Run.State.QUEUED)
     run = lock_queued(queued.filter(pk=run_id), others=queued)
     return begin(run) if run is not None else None
@@ -122,7 +122,7 @@ def claim(run_id: UUID) -> ClaimedRun | None:
 def lock_queued(queued: QuerySet[Run], *, others: QuerySet[Run]) -> Run | None:
     """Lock and return the first of these runs that nobody has, with all that `begin` needs, in one statement.
 
-    `others`: the runs among which the worker is told whether there are more.
+    `others`: more runs; the worker is told whether any of them wait.
     """
     of_agent = Run.objects.filter(agent_ref=OuterRef(OuterRef("agent_ref"))).order_by().values("pk")
     waiting = OutboxRecord.objects.waiting().filter(user_id=OuterRef("user_id"), source_run__in=of_agent)
@@ -253,7 +253,7 @@ def _account(agent: Agent, cipher: UserCipher, version: bytes) -> MailAccount | 
 
 
 def held(claimed: ClaimedRun) -> Run:
-    """Lock the run's row. Raises LeaseLost if this worker does not hold it any more.
+    """Lock the run's row. Raises LeaseLost if this worker no longer holds it.
 
     Comes first in each transaction that writes, so that a worker that was thought dead writes nothing.
     """

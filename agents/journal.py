@@ -244,7 +244,7 @@ _PROBLEM_TEXTS = {
     "never_read": gettext_noop("it was not read"),
     "and_more": gettext_noop("more files could not be read"),
     "killed_workers": gettext_noop("reading it broke off several times, so it is skipped for a day"),
-    # Why a run ended
+    # The reasons why runs end.
     "cancelled": gettext_noop("the run was cancelled"),
     "agent_deleted": gettext_noop("its agent was deleted"),
     "held_by_plan": gettext_noop(

@@ -50,7 +50,7 @@ _Arrived = tuple[MailItem | None, str | None]
 class Mailbox:
     """Reads an account for one run, without a device.
 
-    The cursor only moves past messages that are settled, so the next run finds whatever this one leaves undone.
+    The cursor only moves past messages that are settled, so the next run finds the others again.
     """
 
     def __init__(self, claimed: claimed_runs.ClaimedRun) -> None:

@@ -1,4 +1,4 @@
-"""Tell users, on their devices, that an account has to be connected again."""
+"""Tell users, on their devices, that an account must be connected again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Releases a run from its worker: it waits for its device or account, is retried later, or ends.
 
-Each function raises LeaseLost if the worker does not hold the run any more.
+Each function raises LeaseLost if the worker no longer holds the run.
 """
 
 from __future__ import annotations

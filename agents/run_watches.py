@@ -145,8 +145,8 @@ def join(run_id: UUID, place: ChatPlace) -> None:
         add(run, place, started=False)
 
 
-# Makes the watches of an ending run due, whose row is locked. A common table expression for the statement that ends it,
-# with `run` and `run_ended_values`; chat.follow_up is to be sent for the watches in `watches_due`.
+# Makes the watches of a run due when it ends; the run's row is locked. A common table expression for the statement that
+# ends the run, with `run` and `run_ended_values`. Afterwards, send chat.follow_up for the watches in `watches_due`.
 RUN_ENDED_SQL: Final = """
 watches_ended AS (
     UPDATE agents_watch SET state = %(watch_state)s, due_at = statement_timestamp()

@@ -40,7 +40,7 @@ _BATCH_SIZE = 500
 CANCEL_GRACE_S = 4.0
 # The longest wait for a device to connect, or an account to be connected again.
 _MAX_WAIT = dt.timedelta(days=30)
-# The ends of runs that waited too long, by what they waited for.
+# The codes with which runs end that waited too long, by the state in which they waited.
 _NEVER = {
     Run.State.WAITING_DEVICE: "device_never_came",
     Run.State.AWAITING_REAUTH: "never_connected_again",
@@ -223,14 +223,14 @@ def enqueue_delivery(user_ids: Iterable[UUID]) -> None:
 
 
 def enqueue_reauth_notice(connection_id: UUID) -> None:
-    """Have a worker tell a user that an account has to be connected again."""
+    """Have a worker tell a user that an account must be connected again."""
     enqueue.enqueue_on_commit("agents.tell_needs_reauth", connection_id)
 
 
 def sweep() -> dict[str, int]:
-    """Repair what a lost message or a dead worker left behind. Any number of sweeps may run at once.
+    """Repair the effects of lost messages and dead workers. Any number of sweeps may run at once.
 
-    Mostly there is nothing to repair: one statement finds out about all steps, and only those that it names run.
+    Mostly there is nothing to repair: one statement finds the steps with work, and only these run.
     """
     steps: dict[str, tuple[QuerySet[Any], Callable[[], int]]] = {
         "overdue": (_overdue(), _end_overdue),

@@ -235,7 +235,7 @@ def _folder_values(wish: Wish, device: Device | None, before: Agent | None) -> d
 
 
 def ungranted(device: Device, paths: Sequence[str]) -> list[str]:
-    """Return the folders that lie in none that the device grants; none if it did not say what it grants."""
+    """Return the folders that lie in none that the device grants; no folders if it did not say which it grants."""
     if (grants := device.grants) is None:
         return []
     granted = [_prefix(grant) for grant in grants]

@@ -15,7 +15,7 @@ from agents.journeys import services as journeys
 from agents.run_loop import run_loop
 
 RUNS_QUEUE: Final = "runs"
-# The most records, of documents that no agent reads any more, that are forgotten at a time.
+# The most records forgotten at a time, of documents that no agent reads any more.
 _MOST_FORGOTTEN: Final = 5_000
 
 

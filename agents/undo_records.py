@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 
 class RunNotEnded(Conflict):
-    """The run is still in progress and has to be cancelled first."""
+    """The run is still in progress and must be cancelled first."""
 
     code = "run_is_live"
 

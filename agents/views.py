@@ -94,7 +94,7 @@ class _AgentViewSet(viewsets.ModelViewSet[Agent]):
         ]
 
     def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Treat PUT as a partial change: deployed clients send a part of the configuration."""
+        """Changes only the given fields, as PATCH does: deployed clients send a part of the configuration."""
         return super().update(request, *args, **kwargs | {"partial": True})
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:

@@ -30,7 +30,7 @@ class PlanLimitsSerializer(serializers.Serializer[Any]):
 
 
 class PlanUsageSerializer(serializers.Serializer[Any]):
-    """The account's use of what its plan limits."""
+    """The account's use of the features that its plan limits."""
 
     agents = serializers.IntegerField()
     agents_enabled = serializers.IntegerField(help_text="Enabled ones, without those that the plan holds.")

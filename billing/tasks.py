@@ -55,7 +55,7 @@ def sync_payments() -> None:
 
 @shared_task(name="billing.settle_developers")
 def settle_developers() -> None:
-    """Send developers what is due to them, and take back what is not."""
+    """Send developers the money due to them, and take back the rest."""
     payouts.sweep()
     ownership_transfers.sweep()
 

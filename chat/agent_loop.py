@@ -83,8 +83,8 @@ class OutputHooks:
     """Callbacks for an assistant's text.
 
     `on_text` gets it as it streams. `on_answer_end` gets the whole text of each answer of the model and returns whether
-    the user sees any of it. `take_steers` returns what the user has said meanwhile, and `take_notes` what else has
-    happened, in words of ours.
+    the user sees any of it. `take_steers` returns the user's messages meanwhile, and `take_notes` other news, in words
+    of ours.
     """
 
     on_text: Callable[[str], None] = lambda text: None

@@ -85,7 +85,7 @@ _FLOATING_TOOLS: Final[dict[str, tuple[BaseTool, ...]]] = {
     "notes": (*NOTES, PROJECTS[0], TASKS[1]),
     "timelines": (*TIMELINES, PROJECTS[0], TASKS[1]),
 }
-# For a turn that no user's message began: it deletes nothing, and starts and changes no agent.
+# For a turn without a user's message: it deletes nothing, and starts and changes no agent.
 FOLLOW_UP: Final = Assistant(
     "home",
     [

@@ -25,7 +25,7 @@ from chat.turn_changes import TurnRecord
 from memory.recall import RecallResult
 
 FIRST_FENCE: Final = 1
-# The code of a turn whose answer the model's provider has cut off.
+# The code of a turn for which the model's provider has cut the answer off.
 CONTENT_FILTER: Final = "content_filter"
 
 

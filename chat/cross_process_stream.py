@@ -14,7 +14,7 @@ from chat.turn_bus import TurnBus
 
 # The interval at which a follower checks that the owning process is still there.
 _CHECK_S: Final = 5.0
-# The number of attempts, and the interval between them, before a turn whose owner does not listen on its channel is
+# If a turn's owner does not listen on its channel, it is tried this often, at this interval, before the turn is
 # replayed from the log as lost: the owner may be without Redis for a moment.
 _MAX_ATTEMPTS: Final = 6
 _RETRY_S: Final = 0.5

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 def mark_lost(*, turn: Turn, code: str) -> Ended:
-    """End a turn whose process is gone, unless it has ended meanwhile: then it keeps that end."""
+    """End a turn whose process is gone, unless it has ended meanwhile."""
     return lose_turn(turn=turn, code=code)
 
 

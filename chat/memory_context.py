@@ -46,7 +46,8 @@ _LABEL_START: Final = re.compile(r"\[(?=\s*[mM]\d)")
 # More than 15 methods: one for each question that a turn or a tool asks of the memory.
 @dataclass
 class MemoryContext:
-    """`steered`: what the user says while the turn runs. `said_yes`: whether the request is a plain yes.
+    """The memory as one turn uses it. `steered`: the user's messages while the turn runs. `said_yes`: whether the
+    request is a plain yes.
 
     `foreign`: the texts that the turn has read so far and that the user did not write.
     """
@@ -73,7 +74,7 @@ class MemoryContext:
 
     @property
     def origin(self) -> SourceRef:
-        """The source of what this turn remembers."""
+        """The source of entries that this turn remembers."""
         claimed = self.claimed
         place = claimed.conversation_id or claimed.turn_id
         kind = SourceKind.REQUEST if claimed.conversation_id is None else SourceKind.CONVERSATION

@@ -232,7 +232,7 @@ class Turn(Leased):
 
 
 class TurnChanges(Leased):
-    """The changes that a turn made on a device, and what is needed to take them back. The undo holds the row's lease.
+    """The changes that a turn made on a device, and the data to take them back. The undo holds the row's lease.
 
     `sealed` holds a list of adiuva.devices.row_undo.RowChange.
     """

@@ -108,7 +108,7 @@ class TurnToTell:
 
 
 def turns_to_tell() -> list[TurnToTell]:
-    """Return the running turns in whose chats an end is due that nobody has tried to tell."""
+    """Return the running turns that can tell a due end in their chats which nobody has tried to tell."""
     due = Watch.objects.filter(state=Watch.State.DUE, attempts=0, user=OuterRef("user_id"))
     here = Exists(due.filter(conversation=OuterRef("conversation_id")))
     without_conversation = Q(Exists(due.filter(conversation=None, turn=OuterRef("pk"))), conversation=None)

@@ -156,7 +156,7 @@ class HistorySerializer(serializers.Serializer[Any]):
 
 
 class ChatContextSerializer(serializers.Serializer[Any]):
-    """What the client knows. The assistant reads it as data, without authority."""
+    """The client's knowledge. The assistant reads it as data, without authority."""
 
     user_profile = _AnyJSONField(required=False, allow_null=True)
     relevant_documents = _AnyJSONField(required=False, allow_null=True)
@@ -266,7 +266,7 @@ class AnswerSerializer(serializers.Serializer[Any]):
 
 
 class FailedSerializer(Problem):
-    """Why there is no answer, and what was said and changed on the device until then."""
+    """The reason why there is no answer, with the text and the changes on the device until then."""
 
     request_id = serializers.CharField(required=False)
     response = serializers.CharField(required=False)

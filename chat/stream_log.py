@@ -99,7 +99,7 @@ class StreamRecording:
             self._parts = parts
 
     def start_again(self) -> None:
-        """Write everything again, since it is not known what the log has."""
+        """Write everything again, since the state of the log is unknown."""
         self._written = self._frames = self._mutations = self._parts = 0
 
     @property
@@ -196,7 +196,7 @@ class StreamLogWriter:
 
 
 class LoggedStream(NamedTuple):
-    """A turn's log: its frames' texts in order, its request, and what it changed before its end."""
+    """A turn's log: its frames' texts in order, its request, and its changes before its end."""
 
     frames: list[str]
     head: dict[str, Any]
@@ -204,7 +204,7 @@ class LoggedStream(NamedTuple):
 
 
 async def read(*, user_id: uuid.UUID, request_id: str, cipher: UserCipher) -> LoggedStream | None:
-    """Return a turn's log; None if there is none any more. Raises ConnectionError if Redis is away."""
+    """Return a turn's log; None if it no longer exists. Raises ConnectionError if Redis is away."""
     key = _key(user_id, request_id)
     try:
         found: list[bytes] = await async_redis("chat").lrange(key, 0, -1)  # type: ignore[misc]  # redis' stubs

@@ -109,7 +109,7 @@ async def replay(row: Turn, after: int, listener: Listener) -> None:
 
 
 def _finish_without_words(row: Turn) -> Literal["stop", "cancelled", "error"]:
-    """Return how a turn has ended whose log lacks the end: by losing its process, or without ever having begun."""
+    """Return how a turn has ended if its log lacks the end: it lost its process, or never began."""
     if row.code == JOINED:
         return "stop"
     return "cancelled" if row.state == Turn.State.CANCELLED else "error"

@@ -158,7 +158,7 @@ class LiveTurn:
         return self._started_at is None and not self.ended.is_set()
 
     def begin(self, claimed: ClaimedTurn) -> None:
-        """Begin, because the turn's time has come. `claimed` tells what was said meanwhile."""
+        """Begin, because the turn's time has come. `claimed` has the messages that came meanwhile."""
         self.claimed = self.output.claimed = claimed
         self._answer = self._new_answer()
         self.start()
@@ -399,7 +399,7 @@ class LiveTurn:
 
     @property
     def retry_at(self) -> dt.datetime | None:
-        """When there is money for models again, if the turn ended for lack of it."""
+        """The time when there is money for models again, if the turn ended for lack of it."""
         return self._answer.renews_at if self.code == llm.BudgetSpent.code else None
 
     @property

@@ -108,7 +108,7 @@ def claim_turn(*, request: ChatRequest, owner: str, prompt_version: str) -> Clai
     else:
         claimed = claim(None)
         claimed.history = [ChatMessage(message.role, message.content) for message in request.history]
-        # It is not stored what the client's earlier turns read.
+        # The history does not tell what the client's earlier turns read.
         claimed.has_foreign = any(message.role == "assistant" for message in request.history)
     return claimed
 

@@ -56,7 +56,7 @@ async def steer(
         try:
             return None if await asyncio.shield(steering) else turn.follow_up(message)
         except asyncio.CancelledError:
-            # The client is gone, but what the user said still counts.
+            # The client is gone, but the user's message still counts.
             turns.spawn(_finish_steering(turns, turn, message, steering), "finish steering")
             raise
     row = await db.run(find_turn, user_id, request_id)

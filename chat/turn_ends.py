@@ -76,8 +76,8 @@ def finish_turn(
 
 
 def _channels_to_tell(request: ChatRequest) -> Collection[str]:
-    """Return the channels of the devices that are to hear of an answer: those that were told of a turn that no user's
-    message began. They find what they miss in the conversation.
+    """Return the channels of the devices that are to hear of an answer: those that were told of a turn without a user's
+    message. They find in the conversation what they miss.
     """
     if request.origin is not None:
         return ()
@@ -203,8 +203,8 @@ def _exchange(
 ) -> dict[str, Any] | None:
     """Return the exchange that memory is to read of the turn; None if memory is off.
 
-    `has_private`: whether anything in the conversation was not to be remembered. The claim knows that: nothing else is
-    said there while the turn runs.
+    `has_private`: whether anything in the conversation was not to be remembered. The claim knows that, because nothing
+    else is said there while the turn runs.
     """
     if not (request.memory and claimed.memory and result.text.strip()):
         return None
@@ -301,7 +301,7 @@ def _told(result: TurnOutcome) -> dict[str, Collection[uuid.UUID]]:
 
 
 def _settle_late(claimed: ClaimedTurn, result: TurnOutcome) -> None:
-    """Mark as told what a turn that was thought lost has told, so that no other turn tells it."""
+    """Mark the ends that a turn thought lost has told, so that no other turn tells them."""
     if any((told := _told(result)).values()):
         run_watches.settle_late(claimed.turn_id, claimed.conversation_id, **told)
 

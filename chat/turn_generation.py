@@ -1,4 +1,4 @@
-"""Produces a turn's answer: loads what is known of the user and the device, and runs the model to its last word.
+"""Produces a turn's answer: loads the facts about the user and the device, and runs the model to its last word.
 
 Clients reach chat.turn around it; this is what the model sees and does.
 """
@@ -86,7 +86,7 @@ def domain_of(request: ChatRequest) -> Domain | None:
     return DOMAINS[table] if table else None
 
 
-# More than 15 methods: the hooks of the agent loop and what the end says all act on the same state.
+# More than 15 methods: the hooks of the agent loop and the remarks at the end all act on the same state.
 class TurnAnswer:
     """A turn's answer: `work()` produces it; then `conclude()` says what the model has left out.
 
@@ -357,7 +357,7 @@ class TurnAnswer:
     # ── What it says at its end ─────────────────────────────────────────────────────────────────────────
 
     async def conclude(self, finish: str, code: str) -> None:
-        """Put below the model's answer what it has left out or claimed wrongly. Raises LimitReached."""
+        """Put remarks below the model's answer about omissions and wrong claims. Raises LimitReached."""
         self.output.end_answer()
         follows_up = self.request.origin is not None
         if said := said_in_answer(code, follows_up=follows_up):
@@ -382,7 +382,7 @@ class TurnAnswer:
             self._notify("budget_low", said.format(percent=meter.percent_left or 0, date=when))
 
     def _say_what_was_refused(self) -> None:
-        """Put right, below the answer, what the model may have claimed in spite of a no."""
+        """Correct, below the answer, any claim by the model to have done what the user refused."""
         if self._approvals is not None and (refused := self._approvals.refused):
             self.output.append_paragraph(approvals.refusal_text(refused))
 
@@ -463,7 +463,7 @@ class TurnAnswer:
 
     @property
     def renews_at(self) -> datetime | None:
-        """When the user's next month of money for models begins, if there is a limit."""
+        """The time when the user's next month of money for models begins, if there is a limit."""
         return self.meter.renews_at if isinstance(self.meter, BudgetedMeter) else None
 
     @property
@@ -476,7 +476,7 @@ class TurnAnswer:
 
     @property
     def heard_runs(self) -> frozenset[uuid.UUID]:
-        """The runs of agents whose end the model was told."""
+        """The agents' runs that the model was told the end of."""
         return frozenset(self._agent_work.heard_runs if self._agent_work is not None else ())
 
     @property

@@ -143,7 +143,7 @@ class TurnOutput:
         self._show(self._sanitizer.feed(text))
 
     def end_answer(self) -> bool:
-        """Show what the sanitizer still holds back, because the model has ended one of its answers.
+        """Show the text that the sanitizer still holds back, because the model has ended one of its answers.
 
         Returns whether the user has been shown any of this answer.
         """

@@ -28,7 +28,7 @@ _retries: dict[asyncio.Task[None], ClaimedTurn] = {}
 
 
 class Saved(NamedTuple):
-    """`code`: that of the error with which the turn then ends, or ""."""
+    """The outcome of saving. `code`: that of the error with which the turn then ends, or ""."""
 
     code: str = ""
     end: StoredEnd = StoredEnd()

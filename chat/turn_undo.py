@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class TurnRunning(Conflict):
-    """The turn is still in progress and has to be cancelled first."""
+    """The turn is still in progress and must be cancelled first."""
 
     code = "turn_is_running"
 
@@ -44,9 +44,9 @@ class UndoInProgress(Conflict):
 
 @dataclass(frozen=True)
 class TurnUndoResult:
-    """`undone`: how many rows are as they were before the turn, in all.
+    """The outcome of an undo. `undone`: how many rows are as before the turn, in all.
 
-    `memory`: what this call took back in the user's memory; nothing, before the device's part is complete.
+    `memory`: the changes that this call took back in the user's memory; none before the device's part is complete.
     """
 
     undone: int

@@ -22,7 +22,7 @@ _EXPIRED_CODES: Final = frozenset(
 
 
 class DeltaLinkExpired(InvalidResponse):
-    """A delta link is no longer valid: a bounded time has to be listed again."""
+    """A delta link is no longer valid: a bounded time must be listed again."""
 
 
 class DeltaLinks:

@@ -29,7 +29,7 @@ class Health(models.TextChoices):
 
 
 class Reason(models.TextChoices):
-    """Why a connection must be connected again. The labels are shown to people."""
+    """The reasons why a connection must be connected again. The labels are shown to people."""
 
     REFUSED = "refused", "the permission was taken back, has expired, or the password was changed"
     SIGN_IN = "sign_in", "the provider asks for a new sign-in"
@@ -75,7 +75,7 @@ class Connection(models.Model):
     retry_at = models.DateTimeField(null=True, editable=False)
     health = models.CharField(max_length=12, choices=Health, default=Health.OK)
     reason = models.CharField(max_length=12, choices=Reason, blank=True)
-    # When a device of the user was told that the connection is lost.
+    # The time when a device of the user was told that the connection is lost.
     told_at = models.DateTimeField(null=True, editable=False)
     last_used_at = models.DateTimeField(null=True, editable=False)
     refreshed_at = models.DateTimeField(null=True, editable=False)

@@ -34,7 +34,7 @@ class NoPackage(AdiuvaError):
 
 
 def package(request: Request) -> Body:
-    """Begin to read a package. Raises what refuses it by its headers and its path."""
+    """Begin to read a package. Raises the reason to refuse it by its headers and its path."""
     request_limits.require(request.user_id, request.tier)
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() not in _MEDIA_TYPES:
         raise NoPackage

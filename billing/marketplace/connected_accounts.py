@@ -88,7 +88,7 @@ def _write(lease: Lease[Developer], state: AccountState, wanted: int) -> None:
 
 
 def _shut(row: Developer, reason: str) -> None:
-    """Note that Stripe has no such account, or that it is not ours any more."""
+    """Note that Stripe has no such account, or that it is no longer ours."""
     row.payouts_enabled = False
 
 

@@ -48,7 +48,7 @@ class DeveloperView(APIView):
 
 
 class OnboardingView(APIView):
-    """Your account at Stripe, to which your shares go."""
+    """Your account at Stripe, which gets your shares."""
 
     @extend_schema(
         summary="Stripe's page for your account",
@@ -62,7 +62,7 @@ class OnboardingView(APIView):
 
 
 class EarningsView(APIView):
-    """What you earned with your plugins, and what was sent to you."""
+    """Your earnings with your plugins, and the payments to you."""
 
     @extend_schema(
         summary="What you earned",

@@ -75,7 +75,7 @@ class InstallView(APIView):
 
 
 class InstalledPluginsView(APIView):
-    """Your plugins, with what there is to update and what was revoked."""
+    """Your plugins, with updates and revocations."""
 
     @extend_schema(
         summary="Your plugins",
@@ -88,7 +88,7 @@ class InstalledPluginsView(APIView):
 
 
 class UpdatesView(APIView):
-    """Those of your plugins of which there is a newer version, and those that are not to be used any more."""
+    """Your plugins that have a newer version, and those that must not be used any more."""
 
     @extend_schema(
         summary="What there is to update",
@@ -108,7 +108,7 @@ class DownloadView(APIView):
     permission_classes = [AllowAny]
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Accept whatever is asked: the package has one form, and refusals are JSON."""
+        """Accept any type: the package has one form, and refusals are JSON."""
         return super().perform_content_negotiation(request, force=True)
 
     @extend_schema(

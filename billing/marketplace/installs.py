@@ -195,7 +195,7 @@ def package_of(token: str) -> PluginVersion:
 
 
 def installed(user_id: UUID) -> list[dict[str, Any]]:
-    """Return a user's plugins, each with its update, and `revoked` or `refunded` if it is not to be used."""
+    """Return a user's plugins, each with its update, and `revoked` or `refunded` if it must not be used."""
     mine = (
         PluginInstall.objects.of(user_id)
         .present()

@@ -72,7 +72,7 @@ def too_close(name: str, others: Iterable[str]) -> str | None:
 
 
 def is_reserved(name: str) -> bool:
-    """Return whether a name is one of ours, or begins as ours do. Raises nothing."""
+    """Return whether a name is one of ours, or begins like one. Raises nothing."""
     mine = skeleton(name)
     return mine in _RESERVED_SKELETONS or mine.startswith(skeleton("adiuva"))
 

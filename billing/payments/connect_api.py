@@ -22,7 +22,9 @@ _OPEN_DISPUTES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """`submitted`: whether its owner has told Stripe what it asks. `receives`: whether it takes transfers now."""
+    """The state of an account. `submitted`: whether its owner has answered Stripe's questions. `receives`: whether it
+    takes transfers now.
+    """
 
     stripe_id: str
     submitted: bool
@@ -47,7 +49,7 @@ def find_account(*, row: str, since: dt.datetime) -> str | None:
 
 
 def get_account(stripe_id: str) -> AccountState:
-    """Return an account's state. Raises Refused if there is none, or if it is not ours any more."""
+    """Return an account's state. Raises Refused if there is none, or if it is no longer ours."""
     found = stripe_api.call(lambda api: api.accounts.retrieve(stripe_id)).to_dict()
     receives = (found.get("capabilities") or {}).get("transfers") == "active" and found["payouts_enabled"]
     return AccountState(

@@ -32,7 +32,7 @@ _LEASE: Final = dt.timedelta(seconds=60)  # longer than the calls for one object
 _LONGEST_WAIT_S: Final = 600.0
 _AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # a later round fetches it
 _MOST: Final = 200
-# Columns that only say when a copy is to be fetched: an export leaves them out.
+# Columns that only control when a copy is fetched: an export leaves them out.
 COPY_FIELDS: Final = ("wanted", "synced", "not_before", "attempts", "refused", *LEASE_FIELDS)
 
 log = structlog.get_logger(__name__)

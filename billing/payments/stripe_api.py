@@ -94,7 +94,7 @@ def is_on() -> bool:
 
 
 def environment() -> str:
-    """Return the mark on each object by which two installations on one Stripe account leave each other's alone."""
+    """Return the mark on each object that keeps two installations on one Stripe account apart."""
     return str(settings.PUBLIC_URL)
 
 

@@ -1,17 +1,17 @@
 """A sign-in through an organisation, from the address that somebody types to an open session.
 
     begin(email=…)            the provider's page for the browser, and the word that the browser keeps
-    come_back(answer, …)      what the provider said. It is one of:
+    come_back(answer, …)      the result of the provider's answer, one of:
         Recognised            somebody whose account it is: open a session
         PasswordWanted        an account has this address already: `link` takes its password first
         ForApp                an app began it, and finishes it with this code and its own verifier: `finish_app`
 
-The word in the browser (`state`) is random. Its nonce and PKCE verifier are derived from it by a key of ours, so that
-nothing of them is kept; the row keeps the word's hash and lets each step be taken once. A browser that began holds the
-word in its session; what an app began is bound to the app by a challenge of its own, as in PKCE.
+The word in the browser (`state`) is random. A key of ours derives its nonce and PKCE verifier from it, so that neither
+is stored; the row keeps the word's hash and lets each step be taken once. A browser that began holds the word in its
+session; a sign-in that an app began is bound to the app by a challenge of its own, as in PKCE.
 
-What a provider says of a person counts for addresses of domains that its team has proven, and it makes or opens no
-account of anybody else: one that exists at the address is linked only by who knows its password.
+A provider's statement about a person counts for addresses of domains that its team has proven. It makes or opens no
+account of anybody else: an existing account at the address is linked only with its password.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Teams and who is in them.
+"""Teams and their members.
 
-How membership is asked:
+How to query membership:
 
     Membership.objects.of(user_id).seated().select_related("team").first()   # the team on whose seat a user sits
     Team.objects.filter(owner=user_id).first()                               # the team that a user owns
     billing.teams.members.join(team_id=…, user_id=…)                         # gives a user a free seat, uninvited
 
-A team is one with its owner, who sits on a seat without a row here. What a seat gives is the plan of the owner, in
+A team belongs to its owner, who sits on a seat without a row here. A seat gives the plan of the owner, in
 `billing.tiers`; whether the plan has single sign-on, say, is `entitlements.require(team.owner_id, "sso")`.
 """
 
