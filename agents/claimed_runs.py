@@ -348,7 +348,7 @@ class HeldCounts:
         self._since = time.monotonic()
 
     async def add(self, *, hold: bool, entries: Sequence[JournalEntry] = (), **counts: Any) -> None:
-        """Add counts as `add_counts` does. With `hold` they are written within a second or so, except those with
+        """Add counts as `add_counts` does. With `hold` they are written within a second or so, unless there are
         entries.
         """
         for name, value in counts.items():

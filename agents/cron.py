@@ -185,9 +185,7 @@ def _start(day: dt.date, zone: ZoneInfo) -> dt.datetime | None:
 
 
 def _instants(local: dt.datetime, zone: ZoneInfo) -> tuple[dt.datetime, dt.datetime]:
-    """Return the one or two moments (UTC) at which clocks of the zone show a time; the end of the gap if they never
-    do.
-    """
+    """Return the one or two moments (UTC) at which clocks of the zone show a time; the end of the gap if none do."""
     first = local.replace(tzinfo=zone, fold=0)
     before, after = first.utcoffset(), local.replace(tzinfo=zone, fold=1).utcoffset()
     assert before is not None and after is not None

@@ -119,9 +119,7 @@ async def deliver_waiting(user_id: UUID) -> None:
 
 
 async def _deliver_run(claimed: _ClaimedDelivery, device: UUID) -> bool:
-    """Deliver a run's records that are assigned to a device or to none. Returns whether the device stopped
-    answering.
-    """
+    """Deliver a run's records that are assigned to a device or to none. Returns whether the device fell silent."""
 
     async def settle(outcomes: Outcomes) -> None:
         await db.run(_settle, claimed, outcomes)

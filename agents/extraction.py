@@ -55,9 +55,7 @@ class SourceDocument:
 
 @dataclass
 class Extraction:
-    """The result for a document: `records` that the answers call new, and `verdicts` on those that were known
-    before.
-    """
+    """The result for a document: `records` that the answers call new, and `verdicts` on those known before."""
 
     records: list[Record] = field(default_factory=list)
     verdicts: dict[UUID, Verdict] = field(default_factory=dict)
@@ -105,7 +103,7 @@ class Extractor:
         )
 
     def messages(self, name: str, part: Part, known: Sequence[KnownRecord]) -> list[llm.Message]:
-        """Return a system message, the same for all documents, and one of the user's: the agent's part, then the
+        """Return a system message, the same for all documents, and one of the user's: the agent's part, the
         document.
         """
         projects = nearest_projects(self.rules.projects, f"{name}\n{part.context}\n{part.text}")
@@ -318,9 +316,7 @@ class _PartReading:
 
 
 async def _read_at_once(readings: Sequence[_PartReading]) -> list[_PartAnswer]:
-    """Read parts concurrently. If one fails, the answers of the others are useless; their requests have ended when this
-    returns.
-    """
+    """Read parts concurrently. If one fails, the others' answers are useless; their requests have ended on return."""
     tasks = [asyncio.create_task(reading.read()) for reading in readings]
     try:
         return await asyncio.gather(*tasks)

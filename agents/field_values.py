@@ -1,6 +1,4 @@
-"""Converts fields' values from the form that models write to the form that devices store. Ambiguous ones are
-refused.
-"""
+"""Converts fields' values from the form of models to the form of devices. Ambiguous values are refused."""
 
 from __future__ import annotations
 
@@ -157,9 +155,7 @@ def _of_numeric(match: re.Match[str]) -> dt.datetime:
 
 
 def _names(value: Any) -> str:
-    """Return a JSON array of names in a string, from a list of names or of objects with names, or names in
-    one string.
-    """
+    """Return a JSON array of names in a string, from a list of names, of objects with names, or one string."""
     names = [name for each in _listed(value) for name in _names_in(each)]
     if len(names) > _MAX_NAMES:
         raise BadValue("bad_value", "a list of names")

@@ -73,8 +73,8 @@ class Listing:
         return len(self._waiting) + len(self._changed)
 
     def first_seen(self, files: Sequence[ListedFile]) -> tuple[list[ListedFile], list[ListedFile]]:
-        """Return the files that were not listed before, and those that were, perhaps under a path that only looks the
-        same.
+        """Return the files that were not listed before, and those that were, perhaps under a path that looks
+        the same.
         """
         new: dict[bytes, ListedFile] = {}
         again = []
@@ -195,9 +195,7 @@ class Listing:
             )
 
     def finish(self) -> list[JournalEntry]:
-        """Enter copies into the ledger and count missing sources, once all due files are read. Returns journal
-        entries.
-        """
+        """Enter copies into the ledger and count missing sources, once all due files are read. Returns entries."""
         # An empty folder may be a drive that is not connected.
         may_have_gone = bool(self._seen) and self._may_have_gone()
         if not may_have_gone and not self._copies and not self._missed:

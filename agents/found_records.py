@@ -126,9 +126,7 @@ def insert_values(claimed: ClaimedRun, found: Sequence[tuple[UUID, UUID, Record]
 
 
 def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
-    """Store the changes of records, each with the path of its source. The device is told later
-    (`agents.source_changes`).
-    """
+    """Store the changes of records, each with its source's path. `agents.source_changes` tells the device later."""
     if not changes:
         return
     rows = FoundRecord.objects.in_bulk([each.known.id for each, _ in changes])

@@ -96,17 +96,13 @@ class KnownSource(NamedTuple):
 
 
 class Known(dict[bytes, KnownSource]):
-    """Sources by key. `of_agent`: the number of the agent's sources in the ledger, if it was counted and one of these
-    is known.
-    """
+    """Sources by key. `of_agent`: the number of the agent's sources, if counted and one of these is known."""
 
     of_agent: int | None = None
 
 
 def known_sources(claimed: ClaimedRun, keys: Collection[bytes], *, counted: bool = False) -> Known:
-    """Return those of these sources that the agent's ledger has, in one statement. `counted`: also count all of the
-    agent's.
-    """
+    """Return those of these sources that the agent's ledger has. `counted`: also count all of it. One statement."""
     mine = Source.objects.filter(agent_id=claimed.agent_id)
     is_read = Case(When(_is_read(claimed), then=True), default=False, output_field=BooleanField())
     count = mine.order_by().values("agent_id").annotate(n=Count("pk")).values("n")
@@ -128,9 +124,7 @@ def _is_read(claimed: ClaimedRun) -> Q:
 
 
 def identify(claimed: ClaimedRun, documents: Sequence[SourceDocument]) -> dict[bytes, Identity]:
-    """Return the identities of these sources, by key. One query if all of them are known to the agent, two
-    otherwise.
-    """
+    """Return these sources' identities, by key. One query if all of them are known to the agent, else two."""
     found: dict[bytes, Identity] = {}
     elsewhere: dict[bytes, Identity] = {}  # known to other agents
     keys = [document.key for document in documents]

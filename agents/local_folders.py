@@ -193,9 +193,7 @@ class LocalFolders:
         await self._link.notify(AgentFetch(run_id=self._run_id, paths=list(wanted)))
 
     async def _take(self, files: Sequence[AgentFile]) -> list[SourceDocument]:
-        """Return the documents that a batch completes. Unchanged and unusable files go into the counts and the
-        journal.
-        """
+        """Return the documents that a batch completes. Unchanged and unusable files are counted and journalled."""
         documents: list[SourceDocument] = []
         entries: list[JournalEntry] = []
         about: list[JournalEntry] = []

@@ -47,9 +47,7 @@ _MAX_PLACES: Final = 5
 
 
 class ModelKeepsFailing(Exception):
-    """The model failed several times in a row; `error` is the last failure. `is_over`: whether everything else was
-    read.
-    """
+    """The model failed several times in a row; `error` is the last failure. `is_over`: whether all else was read."""
 
     def __init__(self, error: llm.ModelError, *, is_over: bool = False) -> None:
         super().__init__(error.code)
@@ -340,9 +338,7 @@ def _identify(
 
 
 def _entries(document: SourceDocument, extraction: Extraction) -> list[JournalEntry]:
-    """Return journal entries about unusable records: one for each kind of mistake, however often the model made it,
-    with its places.
-    """
+    """Return journal entries about unusable records: one for each kind of mistake, with its places."""
     rejected: dict[tuple[str, str], list[str]] = {}
     left_out: dict[str, list[str]] = {}
     for item in extraction.rejected:

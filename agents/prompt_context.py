@@ -36,9 +36,7 @@ def nearest_projects(projects: Mapping[str, str], text: str) -> dict[str, str]:
 
 
 def nearest_known(known: Sequence[KnownRecord], text: str) -> list[KnownRecord]:
-    """Return at most MAX_KNOWN records, in their order: all, if they are few, else those with the most words in the
-    text.
-    """
+    """Return at most MAX_KNOWN records, in their order: all, if few, else those with the most words in the text."""
     chosen = [each for each in known if not each.lost]
     if len(chosen) > MAX_KNOWN:
         words = _words(text)

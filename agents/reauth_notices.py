@@ -18,9 +18,7 @@ from integrations.models import Connection, Health
 
 
 async def send_reauth_notice(connection_id: UUID) -> None:
-    """Send the notice once, to each of the user's online devices. If none is online, it waits for the first to
-    connect.
-    """
+    """Send the notice once, to each of the user's online devices. If none is, it waits for the first to connect."""
     frame, devices, user_id = await db.run(_notice, connection_id)
     if frame is None or not devices or not await db.run(tokens.claim_notice, connection_id):
         return

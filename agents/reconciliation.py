@@ -203,9 +203,7 @@ def _is_reworded(record: Record, known: KnownRecord) -> float:
 
 
 def _may_be_same(record: Record, known: KnownRecord) -> bool:
-    """Return False if they name other people, or if the known one was done before: a recurring item comes with a new
-    date.
-    """
+    """Return False if they name other people, or the known one was done: a recurring item comes with a new date."""
     people, before = people_of(record.data), people_of(known.record.data)
     if people and before and people != before:
         return False

@@ -112,9 +112,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RecordRules:
-    """The bounds of an agent's proposals: its tables, the user's projects (id → name), and the zone of dates without
-    one.
-    """
+    """The bounds of an agent's proposals: its tables, the user's projects (id → name), and the default zone."""
 
     tables: tuple[str, ...]
     projects: Mapping[str, str]

@@ -55,9 +55,7 @@ def delete_expired() -> int:
 
 
 def _expired(before: Combinable) -> QuerySet[Run]:
-    """Return expired runs, oldest first. Records that are still to be delivered, and ends to be told, keep their
-    run.
-    """
+    """Return expired runs, oldest first. Records that still wait for delivery, and untold ends, keep their run."""
     ended = Run.objects.filter(created_at__lt=before, undelivered=False).exclude(state__in=Run.LIVE)
     return ended.exclude(announcement=Run.Announcement.DUE).order_by("created_at")
 

@@ -157,9 +157,7 @@ watches_due AS (SELECT FROM watches_ended WHERE state = 'due')
 
 
 def run_ended_values(*, by_user: bool) -> dict[str, str]:
-    """Return the parameters of RUN_ENDED_SQL. `by_user`: they have cancelled the run themselves, and are told
-    nothing.
-    """
+    """Return the parameters of RUN_ENDED_SQL. `by_user`: they cancelled the run themselves, and are told nothing."""
     return {"watch_state": str(State.TOLD if by_user else State.DUE)}
 
 

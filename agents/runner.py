@@ -97,9 +97,7 @@ class Execution:
         return pipeline is not None and time.monotonic() - pipeline.progressed_at > _WAITS_AFTER_S
 
     async def run(self) -> None:
-        """Bring the run to its end, or put it aside. If it is cancelled, or something it needs is unavailable, queue it
-        again.
-        """
+        """Bring the run to its end, or put it aside. If it is cancelled, or an outage stops it, queue it again."""
         run_id = str(self.claimed.run_id)
         with (
             structlog.contextvars.bound_contextvars(run_id=run_id, user_id=str(self.claimed.user_id)),
@@ -298,9 +296,7 @@ def _is_outage(error: Exception) -> bool:
 
 
 def _deciding_failure(group: ExceptionGroup[Exception]) -> Exception:
-    """Return the failure of a task group that decides how the run ends: a lost lease, then a lost device, then any
-    other.
-    """
+    """Return the failure of a task group that decides how the run ends: a lost lease, a lost device, any other."""
     flat: list[Exception] = []
     for error in group.exceptions:
         flat.append(_deciding_failure(error) if isinstance(error, ExceptionGroup) else error)

@@ -289,9 +289,7 @@ def _enqueue_deliveries() -> int:
 
 
 def _overdue() -> QuerySet[Run]:
-    """Return runs past their deadline or cancelled that no worker ends: it is dead or hangs, or the run is still
-    queued.
-    """
+    """Return runs past their deadline or cancelled that no worker ends: it is dead or hangs, or never began."""
     grace_over = Now() - dt.timedelta(seconds=CANCEL_GRACE_S - 0.5)
     cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=grace_over)
     late = Q(state=Run.State.RUNNING, deadline_at__lt=grace_over) | Q(

@@ -66,9 +66,7 @@ def next_run_at(agent: Agent, after: dt.datetime | None = None) -> dt.datetime |
 
 
 def upcoming_slots(agent: Agent, count: int = 5) -> list[dt.datetime]:
-    """Return the next slots of an agent's schedule, in its zone, even while it is disabled. Empty without a
-    schedule.
-    """
+    """Return the next slots of an agent's schedule, in its zone, even while it is disabled; none without one."""
     if not agent.schedule_cron:
         return []
     zone = ZoneInfo(agent.zone)

@@ -165,9 +165,7 @@ def _cancel_live(agent: Agent) -> None:
 
 
 def connection_for(user_id: UUID, provider: str, connection_id: UUID | None) -> Connection:
-    """Return a user's connection to a provider; without an id, the only healthy one. Raises Invalid, naming the
-    field.
-    """
+    """Return a user's connection to a provider; without an id, the only healthy one. Raises Invalid, with the field."""
     mine, label = Connection.objects.of(user_id), Provider(provider).label
     if connection_id is not None:
         found = mine.filter(pk=connection_id).first()
@@ -200,9 +198,7 @@ def _no_connection(why: str) -> Invalid:
 
 
 def clean_filter_config(given: Any) -> dict[str, Any]:
-    """Return a filter_config as it is stored: without empty filters, channels as labels. Raises Invalid, naming the
-    fields.
-    """
+    """Return a filter_config as stored: without empty filters, channels as labels. Raises Invalid, with the fields."""
     if not isinstance(given, Mapping):
         raise _bad_filter("", "Not an object.")
     span = given.get("date_range") or {}

@@ -200,9 +200,7 @@ def _checked(check: Callable[[Given], Checked], given: Given) -> Checked:
 
 
 def _device(user_id: uuid.UUID, before: Agent | None, device_id: uuid.UUID | None) -> Device | None:
-    """Return the device whose folders the agent reads: its own; for a new agent, the one that asks, or was seen
-    last.
-    """
+    """Return the device whose folders the agent reads; for a new agent, the one that asks, or was seen last."""
     mine = Device.objects.of(user_id)
     if before is not None:
         return mine.filter(device_id=before.device_id).first()

@@ -177,9 +177,7 @@ async def _in_use(link: DeviceLink, rows: Sequence[_Row]) -> set[UUID]:
 
 
 def _call(row: _Row) -> ToolCall:
-    """Return the change as a call. Its id is that of the record and the change, so a second attempt is the same
-    call.
-    """
+    """Return the change as a call. Its id comes from the record and the change, so a second attempt repeats it."""
     if row.updates is None:
         return new_call("delete", row.table, data={"id": row.row_id}, call_id=str(uuid5(row.id, "withdraw")))
     said = json.dumps([row.hash.hex() if row.hash else "", row.updates], sort_keys=True)

@@ -83,9 +83,7 @@ def delete_expired() -> None:
 
 @signals.worker_ready.connect
 def _start_run_loop(sender: Any, **_: Any) -> None:
-    """Start the loop of a worker for runs: it claims runs that were queued while it was away, without waiting for a
-    message.
-    """
+    """Start a worker's loop of runs: it claims those that were queued while it was away, without a message."""
     if RUNS_QUEUE in sender.app.amqp.queues.consume_from:
         run_loop.start()
         run_loop.wake()

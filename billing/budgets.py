@@ -104,9 +104,7 @@ def meter_for(
 def settle_values(
     hold: UUID, allowances: Sequence[int], *, cost: int, is_over: bool, is_expected: bool, lasts_s: float = 0
 ) -> dict[str, Any]:
-    """Return the parameters of SETTLE_SQL. `is_expected`: money was held; if it is gone, the sweep has
-    settled it all.
-    """
+    """Return the parameters of SETTLE_SQL. `is_expected`: money was held; if it is gone, the sweep settled it."""
     return {
         "hold": hold, "hold_allowances": list(map(Int8, allowances)), "hold_cost": Int8(cost), "hold_is_over": is_over,
         "hold_is_expected": is_expected, "hold_lasts_s": lasts_s,

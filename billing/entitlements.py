@@ -90,9 +90,7 @@ class Account:
         return found
 
     def require_any(self, feature: Feature, *, used: int) -> None:
-        """Raise NotInPlan if the plan excludes the feature. A user who has some from before learns of the limit
-        instead.
-        """
+        """Raise NotInPlan if the plan excludes the feature. Users who have some from before learn the limit instead."""
         if self.plan is not None and self.limit(feature) == 0 and not used and feature in _NOT_IN_PLAN:
             larger = _larger_plans(self.plan)
             upgrade = next((plan.tier for plan in larger if getattr(plan, feature) != 0), None)

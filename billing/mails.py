@@ -37,9 +37,7 @@ def register() -> None:
 
 
 def order_of_failed_payment(subscription: Subscription, user: User) -> None:
-    """Tell the user now, three days before the plan ends, and when it ends. Call it in the transaction that learns of
-    it.
-    """
+    """Order mails for now, three days before the plan ends, and its end. Call it in the failure's transaction."""
     mails.order(Kind.PAYMENT_FAILED, user=user, about=subscription.pk)
     mails.order(Kind.PLAN_ENDS_SOON, user=user, about=subscription.pk, after=GRACE - _REMINDED_BEFORE)
     mails.order(Kind.PLAN_ENDED, user=user, about=subscription.pk, after=GRACE)

@@ -10,9 +10,7 @@ from zoneinfo import ZoneInfo
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A month from `starts_at` up to `ends_at`, when it is renewed; both with a zone. `days` are the dates in
-    between.
-    """
+    """A month from `starts_at` up to `ends_at`, when it is renewed; both with a zone. `days` are its dates."""
 
     starts_at: dt.datetime
     ends_at: dt.datetime

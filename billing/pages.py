@@ -134,9 +134,7 @@ def _leave(request: HttpRequest, url: str) -> HttpResponse:
 
 
 class ReturnPage(_SignedInPage):
-    """The page to which Stripe sends people after they paid. It asks Stripe itself, and looks again while the outcome
-    is unknown.
-    """
+    """The page to which Stripe sends people after they paid. It asks Stripe, again while the outcome is unknown."""
 
     http_method_names = ["get"]
 

@@ -54,9 +54,7 @@ def reserve(user_id: uuid.UUID, kind: Kind, n: int, *, lifetime: dt.timedelta) -
 
 
 def _require_room(account: entitlements.Account, kind: Kind, n: int) -> None:
-    """Raise the reason of a failed reservation: the row is missing, or there is no room. The row's lock makes both
-    certain.
-    """
+    """Raise the reason of a failed reservation: a missing row, or no room. The row's lock makes both certain."""
     StoredAmount.objects.get_or_create(user_id=account.user_id, kind=kind)
     amount = StoredAmount.objects.select_for_update().get(user_id=account.user_id, kind=kind)
     account.require_any(kind, used=amount.used)
@@ -108,7 +106,7 @@ def add(user_id: uuid.UUID, kind: Kind, n: int) -> None:
     """Count `n` more as stored, in the transaction that stores it, without reserving before. Raises what `reserve`
     does.
 
-    A replacement of as much or more is always counted, even if the account is over its plan.
+    Data that replaces as much or more is always counted, even if the account is over its plan.
     """
     if n < 0:
         give_back(user_id, kind, -n)

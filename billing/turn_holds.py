@@ -57,9 +57,7 @@ CLAIM_COLUMNS: Final = "granted.id, starts_at, ends_at, budget_micro, turn_micro
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The amount for the statement that claims a turn to hold: `amount` of the user's month, for requests to
-    `model`.
-    """
+    """The amount that the statement that claims a turn is to hold: `amount`, for requests to `model`."""
 
     hold: UUID
     amount: int

@@ -104,9 +104,7 @@ def record(
 
 
 def settle(meter: Meter, uses: Sequence[ModelUse], *, is_over: bool) -> None:
-    """Record a meter's counts and pay them from its hold, in one statement. Once the work `is_over`, the rest is free
-    again.
-    """
+    """Record a meter's counts and pay them from its hold, in one statement. Once work `is_over`, free the rest."""
     if not isinstance(meter, BudgetedMeter):
         record(meter.user_id, meter.purpose, uses, meter.agent)
     elif uses or (is_over and meter.has_held):

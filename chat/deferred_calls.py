@@ -130,9 +130,7 @@ class DeferredCall:
     summary: str
 
     def shown_with(self, present: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]) -> str:
-        """Return the call as the prompt of the turn that carries it out shows it; `present` puts it as a model makes
-        it.
-        """
+        """Return the call for the prompt of the turn that carries it out; `present` puts it as a model makes it."""
         tool, arguments = present(self.tool, self.arguments)
         return f"{self.summary}: {tool} {orjson.dumps(arguments).decode()}"
 

@@ -29,9 +29,7 @@ def channels_of(user_id: uuid.UUID) -> frozenset[str]:
 
 
 async def send(user_id: uuid.UUID, frames: Iterable[Notice], channels: Collection[str] | None = None) -> None:
-    """Send frames to the user's devices, or to those with certain channels. A client finds what got lost in the
-    conversation.
-    """
+    """Send frames to the user's devices, or to certain channels. A client finds lost ones in the conversation."""
     try:
         if channels is None:
             channels = await db.run(channels_of, user_id)

@@ -82,9 +82,7 @@ def unsaid_end_message(end: StreamEnd) -> str:
 
 
 def said_in_answer(code: str, *, follows_up: bool) -> str:
-    """Return the message about a turn's end that stands below its answer, or "". `follows_up`: no user's message began
-    it.
-    """
+    """Return the message about a turn's end that stands below its answer, or "". `follows_up`: nobody began it."""
     if follows_up and code == "budget_spent":
         # Perhaps only the share of such turns is used up, and the user has money still.
         return gettext("I could not go on with it by myself.")

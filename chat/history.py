@@ -37,18 +37,14 @@ _BEGINNING: Final = "(What was said before is left out.)"
 
 @dataclass
 class FittedHistory:
-    """A history within bounds. `summary` replaces the messages before `recent`; `new` is how many more it covers than
-    before.
-    """
+    """A history within bounds. `summary` replaces messages before `recent`; `new`: how many more it covers now."""
 
     recent: Sequence[ChatMessage]
     summary: str
     new: int = 0
 
     def messages(self, shown: Callable[[str], str] = str) -> list[BaseMessage]:
-        """Return alternating messages, the user's first, an answer last; `shown` turns a stored text into what the
-        model reads.
-        """
+        """Return alternating messages, the user's first, an answer last; `shown` turns stored text into the model's."""
         found: list[BaseMessage] = []
         for message in self.recent:
             if not message.text:
@@ -98,8 +94,8 @@ async def fit_history(
 
 
 def _messages_to_summarise(messages: Sequence[ChatMessage], budget: int) -> int:
-    """Return how many of the oldest messages to summarise: down to half the budget, so that not every turn needs a
-    summary.
+    """Return how many of the oldest messages to summarise: down to half the budget, so that the next turns
+    need none.
     """
     if _total_chars(messages) <= budget:
         return 0

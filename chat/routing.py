@@ -11,9 +11,7 @@ _DEVICE_SOCKET: Final = "/api/v1/ws/device"
 
 
 def serve_websocket(scope: Any, receive: Any, send: Any) -> Awaitable[None]:
-    """Serve a WebSocket as a router would, but without its frames and its copy of the scope, which each open socket
-    holds.
-    """
+    """Serve a WebSocket as a router would, but without frames and a scope's copy, which each socket would hold."""
     if scope["path"] != _DEVICE_SOCKET:
         return _refuse(scope, receive, send)
     served: Awaitable[None] = ClientConsumer()(scope, receive, send)

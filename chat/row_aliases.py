@@ -57,9 +57,7 @@ class RowAliases:
         return self._rows[alias][0] if alias is not None else ""
 
     def resolved(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return a call's arguments with ids for aliases. Anything else stays: the device says that there is no such
-        row.
-        """
+        """Return a call's arguments with ids for aliases. Anything else stays: the device knows no such row."""
         return self._each_id(arguments, lambda value: found[1] if (found := self.find(value)) else value)
 
     def aliased(self, arguments: dict[str, Any]) -> dict[str, Any]:

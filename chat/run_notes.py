@@ -76,9 +76,7 @@ class RunNotes:
         self._unread: list[uuid.UUID] = []  # notes that the model was given and has not answered yet
 
     async def take(self, place: ChatPlace, fence: int) -> Note | None:
-        """Return the due ends of a turn's chat for the turn to tell. None if there are none, or the turn no longer
-        runs.
-        """
+        """Return the due ends of a turn's chat for the turn to tell; None without any, or if it no longer runs."""
         if not self.is_due:
             return None
         self.is_due, self.has_looked = False, True

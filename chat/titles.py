@@ -18,9 +18,7 @@ _MARKUP = re.compile(r"[*_#`<>|]")
 
 
 def derive_title(message: str, answer: str) -> str:
-    """Return the message's first sentence, shortened. If the message is only a greeting, take the answer's first
-    sentence.
-    """
+    """Return the message's first sentence, shortened; the answer's if the message is only a greeting."""
     message = message.strip()
     for text in (_GREETING.sub("", message[:_MAX_READ_CHARS]), answer, message):
         if line := _first_sentence(text.strip()[:_MAX_READ_CHARS]):

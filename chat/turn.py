@@ -331,9 +331,7 @@ class LiveTurn:
         self._is_stored(saved.end, followers)
 
     def _is_stored(self, end: StoredEnd, told: Collection[str] = ()) -> None:
-        """Begin the next turn, and tell devices that have not got the answer as a stream. `told`: the channels of those
-        that have.
-        """
+        """Begin the next turn, and tell devices that lack the answer. `told`: the channels that had it as a stream."""
         if end.next is not None:
             self._hooks.hand_over(end.next)
         if end.seq is not None and (channels := frozenset(end.channels).difference(told)):

@@ -74,9 +74,7 @@ WHERE id = %(turn)s
 
 
 def end_row(user_id: uuid.UUID, claimed: ClaimedTurn, result: TurnOutcome) -> Ended:
-    """End the turn's row and settle its cost. It is not ended here if it was lost meanwhile, or deleted with its
-    account.
-    """
+    """End the turn's row and settle its cost, unless the turn was lost meanwhile, or deleted with its account."""
     statement, values = _end_values(user_id, claimed, result)
     with prepared_cursor() as cursor:
         cursor.execute(statement, values)

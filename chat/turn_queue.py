@@ -75,9 +75,7 @@ class HandedOver(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The result of ending a turn: whether it ended just now, or had ended already; and the next turn in its
-    conversation.
-    """
+    """The result of ending a turn: whether it ended just now; and the next turn in its conversation."""
 
     ended: bool
     next: HandedOver | None

@@ -26,9 +26,7 @@ class TurnSteps:
         self._counts: Counter[_Step] = Counter()
 
     def add(self, *, call: int, label: str, table: str, ok: bool) -> None:
-        """Count a call. `call`: the number of the turn's model call that asked for it, from 1. `label`: in the active
-        language.
-        """
+        """Count a call. `call`: the number of the turn's model call, from 1. `label`: in the active language."""
         step = _Step(call, label, table, ok)
         if step in self._counts or len(self._counts) < _MOST:
             self._counts[step] += 1

@@ -51,9 +51,7 @@ def get_connection(user_id: UUID, connection_id: UUID) -> Connection:
 
 
 def get_only_connection(user_id: UUID, provider: str) -> Connection:
-    """Return the user's only connection to a provider. Raises NotFound if there is none, Invalid if there are
-    several.
-    """
+    """Return the user's only connection to a provider. Raises NotFound without any, Invalid if there are several."""
     found = list(Connection.objects.of(user_id).filter(provider=provider)[:2])
     if not found:
         raise NotFound(Text("no {provider} account is connected", provider=Provider(provider).label))
@@ -190,9 +188,7 @@ def _token_to_revoke(row: Connection) -> str:
 
 
 def sweep() -> None:
-    """Repair periodically: announce losses to users who have a suitable device online by now, and delete old
-    consents.
-    """
+    """Repair periodically: announce losses to users with a suitable device online by now; delete old consents."""
     online = Device.objects.online().filter(user_id=OuterRef("user_id"), protocol__gte=tokens.NOTICE_PROTOCOL)
     for connection_id in (
         Connection.objects.unannounced().filter(Exists(online)).values_list("pk", flat=True)[:100]

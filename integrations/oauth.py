@@ -78,9 +78,7 @@ def start_consent(*, user_id: UUID, provider: str, connection: Connection | None
 
 @dataclass(frozen=True)
 class Connected:
-    """An account was connected. `instead_of`: the connection that was to be connected again, if the user chose another
-    account.
-    """
+    """An account was connected. `instead_of`: the connection to renew, if the user chose another account."""
 
     row: Connection
     instead_of: Connection | None

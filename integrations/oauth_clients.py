@@ -50,9 +50,7 @@ _ERROR_CODE: Final = re.compile(r"[a-z_]{1,40}")
 
 @dataclass(frozen=True)
 class Grant:
-    """The grant of a provider. `account`: the address, empty after a refresh. `lifetime_s`: that of the
-    access token.
-    """
+    """The grant of a provider. `account`: the address, empty after a refresh. `lifetime_s`: the access token's."""
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)

@@ -122,9 +122,7 @@ class OutlookSync(MailboxSync):
     async def _folders(
         self, client: ProviderClient, wanted: tuple[str, ...]
     ) -> tuple[list[str], list[SkippedMessage]]:
-        """Return the ids of the folders to read, and the names that do not exist. Raises NoSuchFolder if none
-        exists.
-        """
+        """Return the ids of the folders to read, and the names that do not exist. Raises NoSuchFolder without any."""
         known: dict[str, str] = {}
         for name in _UNWANTED if not wanted else sorted(_KNOWN & {name.casefold() for name in wanted}):
             try:

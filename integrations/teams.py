@@ -61,9 +61,7 @@ class _Channel:
 
 
 class TeamsSync(MailboxSync):
-    """Teams' sync. Filters' `labels` are channels by name, as Team/Channel, or by id; or teams, for all of their
-    channels.
-    """
+    """Teams' sync. Filters' `labels` are channels by name, as Team/Channel, or id; or teams, for all channels."""
 
     provider = Provider.TEAMS
 

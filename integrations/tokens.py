@@ -159,9 +159,7 @@ def store_grant(row: Connection, grant: oauth_clients.Grant, **more: Any) -> str
 
 
 def announce_loss(connection_id: UUID) -> None:
-    """Send `needs_reauth` for a loss that its user was not told of yet. Receivers call `claim_notice` before they tell
-    them.
-    """
+    """Send `needs_reauth` for a loss that its user was not told of. Receivers call `claim_notice` before telling."""
     with transaction.atomic():
         lost = Connection.objects.unannounced().filter(pk=connection_id)
         if (user_id := lost.values_list("user_id", flat=True).first()) is not None:

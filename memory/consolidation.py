@@ -92,9 +92,7 @@ def _claim() -> ClaimedMemory | None:
 
 
 async def _consolidate(claimed: ClaimedMemory) -> None:
-    """Consolidate one memory. Its failure does not affect other users: the memory is due again when its lease has
-    ended.
-    """
+    """Consolidate one memory. A failure does not affect other users: the memory is due again after its lease."""
     user_id = str(claimed.user_id)
     try:
         async with asyncio.timeout(_TIMEOUT_S):

@@ -71,9 +71,7 @@ def unseal_entry(entry: Entry, cipher: UserCipher) -> EntryContent:
 def unseal_content(
     sealed: bytes | memoryview, entry_id: uuid.UUID, tier: str, cipher: UserCipher
 ) -> EntryContent:
-    """Return the content of a row that was read without an instance. Raises SealBroken if the row was altered
-    or moved.
-    """
+    """Return the content of a row that was read without an instance. Raises SealBroken if it was altered or moved."""
     value = Entry.sealed.unseal(cipher, sealed, entry_id, tier)
     replaces = value.get("replaces")
     return EntryContent(value["content"], value.get("key"), uuid.UUID(replaces) if replaces else None)

@@ -60,9 +60,7 @@ class _SummaryAlreadyKnown(Exception):
 
 
 def is_condensed() -> Q:
-    """Return a condition on episodes that stand for others. Once `keep_condensed_parts_days` removes those, they are
-    like any other.
-    """
+    """Return a condition on episodes that stand for others, until `keep_condensed_parts_days` removes those."""
     return Q(Exists(Entry.objects.filter(successor=OuterRef("pk"))), derived=True)
 
 

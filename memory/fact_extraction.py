@@ -99,9 +99,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class ExtractionContext:
-    """The data that the model is shown, and the tiers that it may read. `embeds`: whether the embedding model may read
-    new entries.
-    """
+    """The data for the model, and the tiers that it may read. `embeds`: the embedding model may read new entries."""
 
     known: dict[str, ShownEntry]
     tiers: frozenset[Tier]
@@ -365,9 +363,7 @@ def _material(batch: Batch, context: ExtractionContext, window: ContextWindow) -
 async def _vectors(
     operations: Sequence[Operation], context: ExtractionContext, user_id: uuid.UUID
 ) -> dict[str, list[float]]:
-    """Return the vectors of associative texts to add, by text. Empty if the embedding model fails: then words are
-    compared.
-    """
+    """Return the vectors of associative texts to add, by text; none if the embedding model fails."""
     texts = [one.content for one in operations if one.op == "add" and one.tier == Tier.ASSOCIATIVE]
     if not texts or not context.embeds:
         return {}

@@ -36,9 +36,7 @@ _KEEP = re.compile(
 
 
 def own_words(text: str) -> str:
-    """Return the part of a message that the user says themselves: without quoted lines, code, forwarded mails and long
-    quotations.
-    """
+    """Return the user's own part of a message: without quoted lines, code, forwarded mails and long quotations."""
     text = _FORWARDED.sub("\n", _FENCE.sub("\n", text))
     text = _QUOTED_LINE.sub("", text)
     return _QUOTATION.sub(lambda quote: quote[0] if len(quote[0]) <= _MAX_QUOTE_CHARS else " ", text)

@@ -33,9 +33,7 @@ class NotTheUsersWords(UnusableAnswer):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A proposed operation. `said_in` and `entry` are labels. `asked`: whether the user asked to delete the entry with
-    its history.
-    """
+    """A proposed operation. `said_in` and `entry` are labels. `asked`: whether the user wants the entry deleted."""
 
     op: Literal["add", "replace", "forget"]
     said_in: str

@@ -166,9 +166,7 @@ def _prepare(
 
 
 def _evidence(user_id: uuid.UUID, tiers: Iterable[str]) -> QuerySet[Entry]:
-    """Return current entries of these tiers, except condensed episodes, whose parts were read before, and agents'
-    findings.
-    """
+    """Return current entries of these tiers, except agents' findings and condensed episodes (their parts were read)."""
     of_runs = EntrySource.objects.filter(entry=OuterRef("pk"), kind=SourceKind.RUN)
     return Entry.objects.of(user_id).current().filter(~is_condensed(), ~Exists(of_runs), tier__in=tiers)
 

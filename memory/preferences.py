@@ -1,6 +1,4 @@
-"""A user's choices about their memory: its switch, and the policy that says which model providers may read
-which tier.
-"""
+"""A user's choices about their memory: its switch, and its policy of which model providers may read which tier."""
 
 from __future__ import annotations
 

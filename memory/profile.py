@@ -26,8 +26,8 @@ log = structlog.get_logger(__name__)
 
 
 def read_profile(user_id: uuid.UUID, model: llm.ChatModel) -> str:
-    """Return a line for each known entry, and write a receipt of them; "" if there is none, or the model may not read
-    them.
+    """Return a line for each known entry, and write their receipt; "" if there is none, or the model may not
+    read any.
     """
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is not None and (

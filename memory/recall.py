@@ -61,9 +61,7 @@ class RecalledEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecallResult:
-    """The recalled entries. `withheld`: tiers with entries for this question that the policy keeps from the
-    provider.
-    """
+    """The recalled entries. `withheld`: tiers with fitting entries that the policy keeps from the provider."""
 
     entries: Sequence[RecalledEntry] = ()
     withheld: Collection[Tier] = ()

@@ -66,9 +66,7 @@ def search(
 def embed_and_search(
     *, user_id: uuid.UUID, question: str, tiers: Collection[Tier], limit: int
 ) -> list[SearchHit]:
-    """Find entries as `search` does, from a thread without an event loop. By words alone if the model gives no vector
-    in time.
-    """
+    """Find entries as `search` does, from a thread without an event loop; by words alone if the model is late."""
     vector = text_embedding.embed_now(question, user_id)
     if vector is None and needs_vector(user_id):
         close_old_connections()  # the model may take a while, and other threads wait for the pool's connections

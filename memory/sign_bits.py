@@ -27,9 +27,7 @@ _SMALL: Final = 0.65
 
 
 def sign_bits(vector: Sequence[float]) -> str:
-    """Return BITS zeros and ones, which depend on the vector's direction and number of dimensions, not on its
-    length.
-    """
+    """Return BITS zeros and ones, which depend on the vector's direction and number of dimensions alone."""
     return "".join(["1" if value > 0 else "0" for value in _turned(vector)])
 
 
@@ -81,7 +79,5 @@ class SignBitsField(BitField):
 
 
 def _components(vector: list[float]) -> list[float]:
-    """Return the components with the database's precision: where they cancel each other out, rounding decides
-    the sign.
-    """
+    """Return the components with the database's precision: where they cancel out, rounding decides the sign."""
     return HalfVector(vector).to_list()

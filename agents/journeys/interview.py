@@ -293,9 +293,7 @@ def _outcome(given: Any, brief: InterviewBrief) -> AgentProposal:
 
 
 def _text(given: Any, most: int) -> str:
-    """Return the text as its user may see it, without tool markup; "" if it is no text, too long, or repeats our
-    prompt.
-    """
+    """Return the text as its user may see it, without tool markup; "" if it is none, too long, or quotes our prompt."""
     if not isinstance(given, str) or len(given) > most:
         return ""
     sanitizer = Sanitizer(_guard(), known=())

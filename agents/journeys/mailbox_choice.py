@@ -68,9 +68,7 @@ def question(mailboxes: Sequence[Mailbox]) -> str:
 
 
 def chosen(mailboxes: Sequence[Mailbox], answer: str) -> Mailbox | None:
-    """Return the mailbox that an answer names by its number, its address, or a provider with one account; None if
-    unclear.
-    """
+    """Return the mailbox that an answer names by number, address, or a provider with one account; None if unclear."""
     said = answer.strip().lower()
     number = re.fullmatch(r"#?(\d{1,3})[.)]?", said)
     if number and 1 <= int(number[1]) <= len(mailboxes):

@@ -138,9 +138,7 @@ class _Folders:
 
 
 def _folders(request: SampleRequest) -> _Folders:
-    """Return the folders of the agent itself; for a new agent, those of the user's other agents on the device seen
-    last.
-    """
+    """Return the folders of the agent itself; for a new one, those of the user's agents on the device seen last."""
     online = Device.objects.of(request.user_id).online().seen_last_first()
     if request.paths:
         if request.device is None or (device := online.filter(pk=request.device).first()) is None:

@@ -224,9 +224,7 @@ class Agent(QuicklyRead):
 
     @property
     def paused(self) -> str:
-        """The reason why an enabled agent's schedule does not run: `no_connection` or `needs_reauth`; empty if it
-        does.
-        """
+        """The reason why an enabled agent's schedule does not run: `no_connection`, `needs_reauth`, or none ("")."""
         if self.is_local:
             return ""
         if self.connection is None:

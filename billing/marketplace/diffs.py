@@ -37,9 +37,7 @@ def last_approved(version: PluginVersion) -> PluginVersion | None:
 
 
 def diff(version: PluginVersion) -> Diff:
-    """Compare with the last approved version; without one, all is new. Raises BadPackage, ObjectMissing,
-    StorageAway.
-    """
+    """Compare with the last approved version, if any. Raises BadPackage, ObjectMissing, StorageAway."""
     before = last_approved(version)
     old = _files(before) if before is not None else {}
     found = Diff(against=before.version if before is not None else "")

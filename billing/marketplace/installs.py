@@ -51,9 +51,7 @@ class Revoked(AdiuvaError):
 
 
 class PermissionsGrown(Conflict):
-    """The user has to agree first. The answer has the permissions that the version asks for, and those that are new to
-    the user.
-    """
+    """The user has to agree first. The answer has the permissions that the version asks for, and the new ones."""
 
     code = "permissions_grown"
 

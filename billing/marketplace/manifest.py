@@ -66,9 +66,7 @@ class _Part(BaseModel):
 
 
 class AgentTemplate(_Part):
-    """The initial configuration of an agent made from it. Folders or mailbox, device and account are the user's to
-    choose.
-    """
+    """The initial configuration of an agent made from it. The user chooses folders or mailbox, device and account."""
 
     name: Line
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=20_000)]

@@ -339,9 +339,7 @@ class RevocationQuerySet(models.QuerySet["Revocation"]):
 
 
 class Revocation(models.Model):
-    """The revocation of a version, and perhaps its restoration. Clients disable revoked versions, and delete
-    nothing.
-    """
+    """The revocation of a version, and perhaps its restoration. Clients disable such versions, and delete nothing."""
 
     id = models.BigAutoField(primary_key=True)
     version = models.ForeignKey(PluginVersion, models.PROTECT, related_name="revocations")

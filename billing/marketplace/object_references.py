@@ -18,6 +18,4 @@ def expected(shard: str) -> set[str]:
 
 
 def lost(name: str) -> None:
-    """Note that a package is gone: its download says so, and the log tells operators. Only its developer has
-    another.
-    """
+    """Note that a package is gone: its download says so, and so does the log. Only its developer has another."""

@@ -140,9 +140,7 @@ class PluginPage(Page):
         return response
 
     def _after_payment(self, plugin: Plugin) -> dict[str, Any]:
-        """Return the state of a payment for a user who returns from Stripe's page; while it is unknown, the page looks
-        again.
-        """
+        """Return the state of a payment for a user back from Stripe's page, which looks again while it is unknown."""
         looks, bought = self.request.GET.get("looks", "0"), self.request.GET.get("bought", "")
         count = int(looks) if looks.isascii() and looks.isdecimal() and len(looks) < 3 else _MOST_LOOKS
         try:

@@ -50,9 +50,7 @@ def sweep() -> int:
 
 @transaction.atomic
 def settle(developer_id: UUID) -> None:
-    """Make a developer's settled amounts equal the due ones: order transfers and reversals. Stripe is called after the
-    commit.
-    """
+    """Make a developer's settled amounts equal the due ones: order transfers and reversals, sent after the commit."""
     developer = Developer.objects.select_for_update(no_key=True).get(pk=developer_id)
     # All at once and by their keys, as code that requests new copies of them locks them.
     locked = developer.sales.to_settle().order_by("pk").select_for_update(no_key=True)
@@ -230,9 +228,7 @@ stripe_jobs.register(
 
 
 def check() -> list[UUID]:
-    """Return the developers for whom our rows and Stripe differ; there should be none. Also tells staff of
-    old debts.
-    """
+    """Return the developers for whom our rows and Stripe differ; none should. Also tells staff of old debts."""
     if not stripe_api.is_on():
         return []
     wrong = []

@@ -30,7 +30,5 @@ PERMISSIONS: Final[Mapping[str, Text]] = MappingProxyType(
 
 
 def grown(before: Iterable[str], now: Iterable[str]) -> list[str]:
-    """Return the permissions of a new version that its user has not granted yet. Permission to write does not include
-    reading.
-    """
+    """Return the permissions of a new version that its user has not granted yet. Writing does not include reading."""
     return sorted(set(now) - set(before))

@@ -36,9 +36,7 @@ def want(purchases: Q) -> None:
 
 
 def want_told(*, payment_intents: Collection[str], sessions: Collection[str]) -> None:
-    """Request copies of the purchases that events name by Stripe's ids. Ids of anything other than plugins are unknown
-    here.
-    """
+    """Request copies of the purchases that events name by Stripe's ids. Ids of anything else are unknown here."""
     named = Q(payment_intent__in=payment_intents) | Q(session__in=sessions)
     if PluginPurchase.objects.filter(named).exists():
         want(named)

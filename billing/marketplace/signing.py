@@ -111,9 +111,7 @@ def plugin_statement(
 def revocation_statement(
     *, counter: int, now: dt.datetime, revoked: Iterable[Mapping[str, str]]
 ) -> dict[str, Any]:
-    """Return the list of revocations: `plugin`, `version` and `reason` of each. `counter` grows with each
-    change of it.
-    """
+    """Return the list of revocations: `plugin`, `version` and `reason` of each. `counter` grows with each change."""
     return {
         "counter": counter,
         "issued_at": _said(now),

@@ -282,9 +282,7 @@ class RevocationsView(_OpenView):
         responses={200: RevocationListSerializer, **error_responses(503)},
     )
     def get(self, request: Request) -> Response:
-        """`counter` only grows; after `expires_at` the list no longer counts. docs/plugins.md describes how to check
-        it.
-        """
+        """`counter` only grows; the list counts until `expires_at`. docs/plugins.md describes how to check it."""
         response = Response(RevocationListSerializer(revocations.body(revocations.signed_list())).data)
         patch_cache_control(response, public=True, max_age=60)
         return response

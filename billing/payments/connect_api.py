@@ -211,9 +211,7 @@ def find_transfer(*, group: str, row: str) -> str | None:
 
 
 def reverse(*, transfer_id: str, cents: int, row: str, key: str) -> str:
-    """Take a part of a transfer back. Raises Refused with `balance_insufficient` if the account does not have that
-    much.
-    """
+    """Take a part of a transfer back. Raises Refused with `balance_insufficient` if the account lacks the money."""
     params = {"amount": cents, "metadata": {"adiuva_row": row, "env": stripe_api.environment()}}
     made = stripe_api.call(
         lambda api: api.transfers.reversals.create(transfer_id, params, {"idempotency_key": key})

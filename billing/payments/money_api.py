@@ -27,9 +27,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """What a payment was made for. `tax_cents` is the part of `cents` that is tax; `purchase` is our id of a
-    plugin's.
-    """
+    """What a payment was made for. `tax_cents` is the part of `cents` that is tax; `purchase` is our own id."""
 
     invoice_id: str = ""
     subscription_id: str = ""
@@ -82,9 +80,7 @@ def _movement(found: Any) -> Movement:
 
 
 def paid_for(payment_id: str) -> Paid:
-    """Return the invoice that a payment paid, with its subscription and tax, or the plugin; empty if it paid
-    neither.
-    """
+    """Return the invoice that a payment paid, with its subscription and tax, or the plugin; empty if neither."""
     params: dict[str, Any] = {
         "payment": {"type": "payment_intent", "payment_intent": payment_id},
         "expand": ["data.invoice"],

@@ -21,8 +21,6 @@ def share_of(*, total: int, tax: int) -> int:
 
 
 def due_of(*, total: int, tax: int, gone: int) -> int:
-    """Return the part of the share that is still the developer's when `gone` cents of the price went back, by refund or
-    dispute.
-    """
+    """Return the part of the share that is still the developer's when `gone` cents of the price went back."""
     gone_net = gone - tax_of(gone, total=total, tax=tax)
     return share_of(total=total, tax=tax) - gone_net * DEVELOPER_PERCENT // 100

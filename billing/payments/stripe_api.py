@@ -150,9 +150,7 @@ def time_of(seconds: int) -> dt.datetime:
 
 
 def price_of(*, tier: str, name: str, cents: int, currency: str) -> str:
-    """Return the monthly price of a plan, made if there is none. Its key names plan and price, so none is
-    made twice.
-    """
+    """Return the monthly price of a plan, made once if there is none: its key names plan and price."""
     key = f"adiuva_{tier}_{cents}_{currency}"
     found = call(lambda api: api.prices.list({"lookup_keys": [key], "active": True})).data
     if found:
@@ -311,9 +309,7 @@ def item_of(stripe_id: str) -> str:
 
 
 def set_seats(stripe_id: str, *, item: str, seats: int, grows: bool, key: str) -> None:
-    """Set the number of seats. More are charged at once for the rest of the period, or refused; fewer are credited
-    later.
-    """
+    """Set the number of seats. More are charged for the period at once, or refused; fewer are credited later."""
     params: dict[str, Any] = {
         "items": [{"id": item, "quantity": seats}],
         "proration_behavior": "always_invoice" if grows else "create_prorations",
@@ -366,9 +362,7 @@ def _subscription(found: Any) -> SubscriptionState:
 
 
 def _open_invoice(found: Any) -> str:
-    """Return the page on which the latest invoice is paid, or its payment confirmed at the bank, if it is open; else
-    "".
-    """
+    """Return the page to pay the latest invoice, or to confirm its payment at the bank, if it is open; else ""."""
     invoice = found.latest_invoice
     if invoice is None or isinstance(invoice, str) or invoice.status != "open":
         return ""

@@ -69,9 +69,7 @@ def after_refunds(act: Callable[[str], None]) -> None:
 
 @transaction.atomic
 def want(kind: str, subject: str, user_id: UUID | None, **detail: Any) -> StripeJob:
-    """Return the open job of this kind and subject, made if there is none. The sweep carries it out, or `carry_out`
-    now.
-    """
+    """Return the open job of this kind and subject, made if there is none. The sweep or `carry_out` does it."""
     for _ in range(3):
         found = StripeJob.objects.filter(kind=kind, subject=subject, state__in=StripeJob.OPEN).first()
         if found is not None:
@@ -94,9 +92,7 @@ def drop(kind: str, subject: str) -> None:
 
 @transaction.atomic
 def drop_unsent(kind: str, subject: str) -> bool:
-    """Drop an open job that Stripe has not heard of. Returns False if it may have: the job will be done, or
-    given up.
-    """
+    """Drop an open job that Stripe has not heard of. Returns False if it may have: the job will end by itself."""
     free = StripeJob.objects.filter(leases.is_free(), kind=kind, subject=subject, state__in=StripeJob.OPEN)
     unsent = free.filter(state=StripeJob.State.WANTED, first_sent_at=None)
     found = list(unsent.select_for_update(no_key=True, skip_locked=True).values_list("pk", flat=True))

@@ -129,9 +129,7 @@ def lock(user_id: UUID) -> None:
 
 
 def _still_open(former: StripeJob, wish: dict[str, Any], user_id: UUID) -> str:
-    """Return the address of a former session if it is open and for the same; otherwise close it. Raises
-    AlreadyOnPlan.
-    """
+    """Return the address of a former session if it is open and for the same; else close it. Raises AlreadyOnPlan."""
     session = stripe_api.get_checkout(former.stripe_id)
     if session.status == "open":
         if former.detail == wish:
@@ -152,9 +150,7 @@ def _is_paid_now(subscription_id: str, user_id: UUID) -> bool:
 
 
 def is_paid(*, user_id: UUID, checkout: str) -> bool:
-    """Return whether the user has the plan that they paid for in this checkout (a job's id). Asks Stripe if that is not
-    known yet.
-    """
+    """Return whether the user has the plan paid for in this checkout (a job's id). Asks Stripe if need be."""
     try:
         pk = UUID(checkout)
     except ValueError:

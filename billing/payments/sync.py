@@ -66,9 +66,7 @@ def _get(row: Subscription) -> SubscriptionState | None:
 
 
 def _write(lease: Lease[Subscription], state: SubscriptionState | None, wanted: int) -> None:
-    """Write the copy. Locks the account before its subscriptions, and these by their keys, as everywhere. Raises
-    LeaseLost.
-    """
+    """Write the copy. Locks the account, then its subscriptions by their keys, as everywhere. Raises LeaseLost."""
     customer = Customer.objects.filter(stripe_id=state.customer_id).first() if state else None
     user_id = customer.user_id if customer else None
     if user_id is not None and not User.objects.select_for_update(no_key=True).filter(pk=user_id).exists():

@@ -1,6 +1,4 @@
-"""REST views of payments. Every query starts from the request's user; Stripe's requests are checked by their
-signature.
-"""
+"""REST views of payments. Queries start from the request's user; Stripe's requests are checked by signature."""
 
 from __future__ import annotations
 

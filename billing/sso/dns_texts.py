@@ -1,6 +1,4 @@
-"""Looks up TXT records. A module of its own, which `domains` imports at the first lookup, since dnspython
-takes 8 MB.
-"""
+"""Looks up TXT records. A module of its own, imported at the first lookup, since dnspython takes 8 MB."""
 
 from __future__ import annotations
 

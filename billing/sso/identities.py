@@ -1,6 +1,4 @@
-"""Reads a person's identity from a provider's answer: verifies its ID token and requires an address of a
-proven domain.
-"""
+"""Reads a person's identity from a provider's ID token, verified and with an address of a proven domain."""
 
 from __future__ import annotations
 

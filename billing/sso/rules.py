@@ -62,9 +62,7 @@ def required_of(user_id: UUID) -> IdentityProvider | None:
 
 
 def is_in_plan(owner_id: UUID) -> bool:
-    """Return whether the owner's plan includes it. If a plan ends, it is required of nobody, so that nobody is locked
-    out.
-    """
+    """Return whether the owner's plan includes it. A plan that ends must not lock anybody out."""
     try:
         entitlements.require(owner_id, "sso")
     except entitlements.NotInPlan:

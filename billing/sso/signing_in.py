@@ -51,9 +51,7 @@ class Recognised:
 
 @dataclass(frozen=True)
 class PasswordWanted:
-    """An account has the address. `may_be_new`: nobody has confirmed the address, so that a new account is possible as
-    well.
-    """
+    """An account has the address. `may_be_new`: nobody has confirmed the address, so a new account is possible."""
 
     word: str = field(repr=False)
     address: str

@@ -65,8 +65,8 @@ def change(*, owner_id: UUID, number: int) -> bool:
 
 
 def _wish(paid: Subscription, number: int, owner_id: UUID) -> StripeJob | None:
-    """Return the job for Stripe; None if the number is right already. One change at a time: the later of two calls
-    could come first.
+    """Return the job for Stripe; None if the number is right. One at a time: the later of two calls could
+    come first.
     """
     subject = paid.stripe_id
     under_way = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=subject, state__in=StripeJob.OPEN)

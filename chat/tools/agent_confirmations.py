@@ -31,9 +31,7 @@ _ALL: Final = (
 
 
 def plan_question(plan: PlannedChange, template: str = "") -> str:
-    """Return `Make the agent “Clients”: read /home/you/Documents/clients on “Studio”; …`. `template`: that of the
-    plugin.
-    """
+    """Return `Make the agent “Clients”: read /home/you/Documents/clients on “Studio”; …`. `template`: its plugin."""
     if plan.action == "delete":
         return gettext("Delete the agent “{name}”").format(name=quotable(plan.agent.name))
     said = gettext("Make the agent “{name}”: {facts}")

@@ -104,9 +104,7 @@ def _later(follow_up: bool) -> str:
 
 
 def _check_source(agent: Agent) -> str:
-    """Return the name of the agent's device if that is away, else "". Raises ToolException if nothing can be read at
-    all.
-    """
+    """Return the name of the agent's device if that is away, else "". Raises ToolException if nothing is readable."""
     label = agent.get_type_display()
     if not agent.is_local:
         if agent.paused == "no_connection":

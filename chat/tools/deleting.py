@@ -1,6 +1,4 @@
-"""A single tool that deletes any row: the alias tells the row's table. A call of it becomes one of that table's own
-tool.
-"""
+"""A single tool that deletes any row: the alias tells the table. A call of it becomes one of the table's own tool."""
 
 from __future__ import annotations
 

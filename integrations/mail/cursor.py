@@ -25,9 +25,7 @@ OVERLAP: Final = dt.timedelta(days=2)
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position. `owner`: the mailbox and filters that it belongs to (see cursor_owner). `at`: when the sync that made
-    it began.
-    """
+    """A position. `owner`: its mailbox and filters (see cursor_owner). `at`: when the sync that made it began."""
 
     owner: str
     at: dt.datetime

@@ -64,9 +64,7 @@ _background = BackgroundTasks("mailbox_limiter.release_failed", log)
 
 
 class MailboxLimiter:
-    """A mailbox's permits: `async with limiter.permit():` holds one. Event loops of several threads may share a
-    limiter.
-    """
+    """A mailbox's permits: `async with limiter.permit():` holds one. Loops of several threads may share a limiter."""
 
     def __init__(self, provider: str, mailbox: str) -> None:
         self._provider = provider

@@ -1,6 +1,4 @@
-"""Turns a provider's message into a document. All messages become mails, and are read like files: in a process with
-limits.
-"""
+"""Turns a provider's message into a document. All become mails, read like files: in a process with limits."""
 
 from __future__ import annotations
 

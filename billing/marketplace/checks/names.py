@@ -15,9 +15,7 @@ CHECK: Final = "names"
 
 
 def look(manifest: Manifest) -> Iterator[Finding]:
-    """Check the manifest's names and texts. Names that others have taken are in the database, so creating a plugin
-    checks those.
-    """
+    """Check the manifest's names and texts. Creating a plugin checks its names against those in the database."""
     for name in (manifest.id, manifest.name):
         if is_reserved(name):
             yield Finding(CHECK, Text("this name speaks for Adiuva"), MANIFEST_NAME)
