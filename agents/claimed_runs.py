@@ -98,10 +98,8 @@ class ClaimedRun:
         return self.cipher.fingerprint(unicodedata.normalize("NFC", name), f"source in {place}")
 
     def content_key(self, content_hash: bytes) -> bytes:
-        """Return the ledger's keyed hash of a content, so that a dump does not confirm that somebody has a certain
-        file.
-
-        It is the same for all agents of a user, so that a copy is recognised.
+        """Return the ledger's keyed hash of a content: a dump must not confirm that somebody has a certain file. It is
+        the same for all agents of a user, so that a copy is recognised.
         """
         return self.cipher.fingerprint(content_hash, "content of a source")
 
@@ -122,7 +120,7 @@ def claim(run_id: UUID) -> ClaimedRun | None:
 def lock_queued(queued: QuerySet[Run], *, others: QuerySet[Run]) -> Run | None:
     """Lock and return the first of these runs that nobody has, with all that `begin` needs, in one statement.
 
-    `others`: more runs; the worker is told whether any of them wait.
+    `others`: the runs that the worker is told about: whether more of them wait.
     """
     of_agent = Run.objects.filter(agent_ref=OuterRef(OuterRef("agent_ref"))).order_by().values("pk")
     waiting = OutboxRecord.objects.waiting().filter(user_id=OuterRef("user_id"), source_run__in=of_agent)

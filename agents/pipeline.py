@@ -326,10 +326,7 @@ class Pipeline:
 def _identify(
     claimed: ClaimedRun, batch: list[SourceDocument], *, marked: bool
 ) -> tuple[dict[bytes, Identity], set[UUID]]:
-    """Return these documents' identities, by key, and those in which records were found before.
-
-    `marked`: their reading begins at once.
-    """
+    """Return these documents' identities, by key, and those with records. `marked`: their reading begins at once."""
     identities = ledger.identify(claimed, batch)
     read_before = found_records.with_records(claimed, identities.values())
     if marked:

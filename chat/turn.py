@@ -181,7 +181,7 @@ class LiveTurn:
         self._steers.close()
         return self.stream.release()
 
-    # ── Requests of clients and the registry to a running turn ──────────────────────────────────────────────
+    # ── Requests of clients and the registry to a running turn ──────────────────────────────────────────
 
     def stop(self) -> None:
         """End the turn in order because its process is about to exit."""
