@@ -65,8 +65,8 @@ SELECT granted, spent, cap, low FROM decided
 """
 
 # Common table expressions that settle `cost` of a hold, and give back the rest of it if the work is over. They follow
-# the `spender` of billing.usage, which is locked first; then the allowances, then the hold. `first`: the relation that
-# they follow it by. Nothing is settled unless that has a row.
+# the `spender` of billing.usage, which is locked first; then the allowances, then the hold. `first`: the relation read
+# first; nothing is settled unless it has a row.
 SETTLE_SQL: Final = """
 settled AS (
     SELECT allowance.id FROM {first} AS account, billing_allowance AS allowance

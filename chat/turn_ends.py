@@ -171,7 +171,7 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
         end = end_row(request.user_id, claimed, result)
         if not end.ended:
             # The lock on the conversation makes this certain: nobody can say something between here and the commit.
-            # Another turn tells the runs that a lost turn was to tell.
+            # Another turn tells the ends of runs that a lost one was to tell.
             if state is not None and (state.seq != expected or request.origin is not None):
                 raise _ConversationWentOn
             add_late_end(claimed, result)

@@ -53,7 +53,7 @@ MAX_ATTEMPTS: Final = 8
 _BATCH_ATTEMPTS: Final = 3
 _BATCH_EXCHANGES: Final = 8
 _BATCH_CHARS: Final = 24_000
-# Longer words of a user in one exchange are likely pasted.
+# A longer text of the user's in one exchange is likely pasted.
 _SAID_CHARS: Final = 12_000
 _ANSWER_CHARS: Final = 2_000
 _KNOWN_CHARS: Final = 24_000

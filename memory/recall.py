@@ -32,7 +32,7 @@ CHARS_PER_TOKEN: Final = 4
 # The most entries of a tier that each list brings into a turn.
 _PER_TIER: Final = 12
 _RECENT_EPISODES: Final = 3
-# The most nearest vectors, of all tiers, that are examined for a turn.
+# The number of nearest vectors, of all tiers, that are examined for a turn.
 _MAX_NEAR: Final = 100
 # The number of rows read at once.
 _AT_A_TIME: Final = 32

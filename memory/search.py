@@ -23,7 +23,7 @@ from memory.models import Entry, Memory, Tier
 from memory.preferences import readable_tiers
 
 MAX_QUESTION_CHARS: Final = 1_000
-# The most nearest vectors, of all tiers, that are examined.
+# The number of nearest vectors, of all tiers, that are examined.
 _MAX_NEAR: Final = 2_000
 
 
