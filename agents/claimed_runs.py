@@ -368,7 +368,7 @@ def _write_with_entries(claimed: ClaimedRun, changes: dict[str, Any], entries: l
 
 
 def add_used(run_id: UUID, uses: Sequence[ModelUse]) -> None:
-    """Add to the run's use of models, whoever holds it."""
+    """Add to the run's use of models, even if another worker holds it."""
     Run.objects.filter(pk=run_id).update(
         **{name: F(name) + value for name, value in used_columns(uses).items()}
     )

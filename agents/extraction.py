@@ -70,7 +70,7 @@ class Extractor:
     model: llm.ChatModel
     instructions: str
     rules: RecordRules
-    # What is known of the freelancer, one thing a line (memory.profile).
+    # Known facts about the freelancer, one a line (memory.profile).
     profile: str = ""
 
     async def extract(

@@ -40,7 +40,7 @@ _BATCH_SIZE = 500
 CANCEL_GRACE_S = 4.0
 # The longest wait for a device to connect, or an account to be connected again.
 _MAX_WAIT = dt.timedelta(days=30)
-# The codes with which runs end that waited too long, by the state in which they waited.
+# The codes of runs that waited too long, by the state in which they waited.
 _NEVER = {
     Run.State.WAITING_DEVICE: "device_never_came",
     Run.State.AWAITING_REAUTH: "never_connected_again",

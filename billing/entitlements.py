@@ -142,7 +142,7 @@ def _account(user_id: UUID, users: object) -> Account:
 
 
 def claim(user_id: UUID, feature: Feature, n: int = 1) -> None:
-    """Ensure that the plan has room for `n` more until the transaction ends, in which the caller makes them.
+    """Ensure room in the plan for `n` more until the transaction ends; the caller makes them in it.
 
     Raises QuotaExceeded or NoSuchUser.
     """

@@ -304,7 +304,7 @@ class Allowance(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     scope = models.CharField(max_length=12, choices=Scope)
-    # No index of its own: in the unique constraint it follows the scope, of which there are five.
+    # No index of its own: in the unique constraint it follows the scope, which has five values.
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="allowances", null=True)
     agent = models.UUIDField(null=True, help_text="no reference: the figures outlive the agent")
     starts_at = models.DateTimeField()

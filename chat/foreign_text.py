@@ -16,7 +16,7 @@ MAX_LISTED: Final = 200
 _ALWAYS: Final = frozenset({"notes", "taskComments"})
 # Elsewhere a row's title is the user's, and its longer text may come from anywhere.
 _TEXT_COLUMNS: Final = {"tasks": "description", "projects": "aiSummary"}
-# What the client sent with the request, besides the message.
+# The data that the client sent with the request, besides the message.
 CONTEXT: Final = "context"
 
 

@@ -124,7 +124,7 @@ def _put_after(after: int, end: StreamFrame) -> StreamFrame:
 
 
 async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
-    """Raise RequestIdReused if this id was used for another message, as far as the log still knows."""
+    """Raise RequestIdReused if this id was used for another message, if the log still has it."""
     kept = await stream_log.read(
         user_id=row.user_id, request_id=row.request_id, cipher=await db.run(cipher_for, row.user_id)
     )

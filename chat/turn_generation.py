@@ -264,7 +264,7 @@ class TurnAnswer:
         return self._agent_work
 
     def _all_user_words(self) -> UserWords:
-        """Return the user's words in this conversation, as far as they are known here."""
+        """Return the user's known words in this conversation."""
         said = [message.text for message in self.claimed.history if message.role == "user"]
         said += [message.content for message in self.request.history if message.role == "user"]
         return UserWords([*said, *self.request.words])

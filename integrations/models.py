@@ -50,7 +50,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return self.filter(user_id=user_id)
 
     def unannounced(self) -> Self:
-        """Return lost connections of which no device of the user has been told."""
+        """Return lost connections that no device of the user has been told of."""
         return self.filter(health=Health.NEEDS_REAUTH, told_at__isnull=True)
 
 

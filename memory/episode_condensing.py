@@ -90,7 +90,7 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
 
 
 def _find_groups(user_id: uuid.UUID, provider: str) -> list[list[EpisodePart]]:
-    """Return groups of episodes, each of which may be condensed into one."""
+    """Return groups of episodes; each group may be condensed into one."""
     memory = Memory.objects.filter(pk=user_id, enabled=True).first()
     if memory is None or Tier.EPISODIC not in readable_tiers(memory.policy, provider):
         return []

@@ -23,11 +23,11 @@ class PluginPurchaseQuerySet(models.QuerySet["PluginPurchase"]):
         return self.filter(state__in=PluginPurchase.OWNING)
 
     def to_take_back(self) -> Self:
-        """Return purchases of which the developer has more than is due, except those known as debts."""
+        """Return purchases whose developer has more than is due, except those known as debts."""
         return self.filter(settled_cents__gt=F("due_cents"), debt_since=None)
 
     def to_send(self) -> Self:
-        """Return purchases of which the developer is due more, after the hold and while nobody disputes them."""
+        """Return purchases whose developer is due more, after the hold and while nobody disputes them."""
         return self.filter(
             settled_cents__lt=F("due_cents"), state=PluginPurchase.State.PAID, transfer_after__lte=Now()
         )

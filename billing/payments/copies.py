@@ -62,7 +62,7 @@ S = TypeVar("S")
 
 
 def is_stale() -> Q:
-    """Return a condition on rows of which a newer copy is wanted."""
+    """Return a condition on rows that want a newer copy."""
     return Q(wanted__gt=F("synced"))
 
 
@@ -79,7 +79,7 @@ def _keep(row: M, reason: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Copies(Generic[M, S]):
-    """The way in which the rows of a model are copied.
+    """Copies the rows of a model.
 
     `get` calls Stripe; it raises StripeAway, or Refused where there will never be an answer. `write` is called in a
     transaction with the lease, the answer and the `wanted` for `finish`. `refuse` changes a locked row that was

@@ -27,7 +27,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """What a payment was made for. `tax_cents` is the part of `cents` that is tax; `purchase` is our own id."""
+    """The purpose of a payment. `tax_cents` is the part of `cents` that is tax; `purchase` is our own id."""
 
     invoice_id: str = ""
     subscription_id: str = ""

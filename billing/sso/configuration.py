@@ -272,7 +272,7 @@ def set_required(provider: IdentityProvider, required: bool, *, by: UUID) -> Non
 
 
 def held_members(provider: IdentityProvider) -> list[UUID]:
-    """Return the members of whom it is required: those with addresses of a proven domain."""
+    """Return the members who must use it: those with addresses of a proven domain."""
     names = {domain.name for domain in provider.domains.all() if domain.proven_at}
     seated = Membership.objects.seated().filter(team_id=provider.team_id)
     return [
