@@ -257,7 +257,7 @@ class Listing:
 
     @transaction.atomic
     def _take_over_from_gone(self) -> None:
-        """Make each copy whose original is gone that document, before changed files are read."""
+        """Let each copy take the place of its missing original, before changed files are read."""
         mine = Source.objects.filter(agent_id=self._claimed.agent_id)
         copied = [each for each in mine.values_list("copy_of", flat=True) if each is not None]
         if copied:

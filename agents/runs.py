@@ -289,7 +289,7 @@ def _enqueue_deliveries() -> int:
 
 
 def _overdue() -> QuerySet[Run]:
-    """Return runs past their deadline or cancelled that no worker ends: it is dead or hangs, or never began."""
+    """Return runs past their deadline or cancelled that no worker ends: it is dead, hangs, or has not begun."""
     grace_over = Now() - dt.timedelta(seconds=CANCEL_GRACE_S - 0.5)
     cancelled = Q(state=Run.State.RUNNING, cancel_requested_at__lt=grace_over)
     late = Q(state=Run.State.RUNNING, deadline_at__lt=grace_over) | Q(

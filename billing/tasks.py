@@ -39,7 +39,7 @@ def check_plans() -> None:
 
 @shared_task(name="billing.sync")
 def sync_payments() -> None:
-    """Fetch news from Stripe, and carry out jobs at Stripe."""
+    """Fetch changes from Stripe, and carry out jobs there."""
     # If PostgreSQL ends one step for the sake of another transaction, the others still do their work.
     for step in (
         webhooks.process,

@@ -77,7 +77,7 @@ def end_message(end: StreamEnd) -> str:
 
 
 def unsaid_end_message(end: StreamEnd) -> str:
-    """Return the same, or "" if the answer says it already."""
+    """Return what `end_message` does, or "" if the answer says it already."""
     return "" if end.code in SAID_IN_ANSWER else end_message(end)
 
 

@@ -107,7 +107,7 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
 async def _confirm(
     work: AgentWork, session: DeviceSession, plan: PlannedChange, arguments: dict[str, Any], template: str
 ) -> None:
-    """Return once the user has said yes to a plan and, if it was tried out, its findings. Raises ToolException."""
+    """Return once the user has said yes to a plan. Raises ToolException, with the findings if it was tried out."""
     question, found, approvals = (
         await db.run(agent_confirmations.plan_question, plan, template),
         "",
