@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.decorators import method_decorator
-from django.utils.translation import gettext, gettext_lazy
+from django.utils.translation import gettext
 from django.views import View
 
 from adiuva.accounts.models import User
@@ -21,14 +21,6 @@ from billing import allowances, entitlements, usage_reports
 from billing.models import Purpose
 from billing.months import month_of
 
-_PURPOSES: Final = {
-    Purpose.CHAT: gettext_lazy("Chat"),
-    Purpose.FOLLOWUPS: gettext_lazy("Following up runs"),
-    Purpose.AGENTS: gettext_lazy("Agents"),
-    Purpose.JOURNEYS: gettext_lazy("Setting up agents"),
-    Purpose.MEMORY: gettext_lazy("Memory"),
-    Purpose.VECTORS: gettext_lazy("Vectors of texts"),
-}
 # People are told at these shares of the budget, as they are in a chat.
 MARKS: Final = (80, 100)
 
@@ -69,7 +61,9 @@ def _shown(user: User) -> dict[str, Any]:
             for each in allowances.additions_to(user.pk, window)
         ],
         "kinds": [
-            row(_PURPOSES[Purpose(kind)], used) for kind, used in found["by_purpose"].items() if used["calls"]
+            row(usage_reports.PURPOSE_NAMES[Purpose(kind)], used)
+            for kind, used in found["by_purpose"].items()
+            if used["calls"]
         ],
         "agents": [
             row(names.get(each["agent_id"]) or gettext("An agent that was deleted"), each)

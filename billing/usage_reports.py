@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from django.db.models import Sum
-from django.utils.translation import gettext, gettext_noop
+from django.utils.translation import gettext, gettext_lazy, gettext_noop
 
 from adiuva.core import number_formats
 from billing import entitlements
@@ -23,6 +23,14 @@ _STORED: Final[Mapping[entitlements.Feature, str]] = {
     "storage_bytes": gettext_noop("Storage"),
     "backup_bytes": gettext_noop("Backups"),
     "vectors": gettext_noop("Vectors"),
+}
+PURPOSE_NAMES: Final = {
+    Purpose.CHAT: gettext_lazy("Chat"),
+    Purpose.FOLLOWUPS: gettext_lazy("Following up runs"),
+    Purpose.AGENTS: gettext_lazy("Agents"),
+    Purpose.JOURNEYS: gettext_lazy("Setting up agents"),
+    Purpose.MEMORY: gettext_lazy("Memory"),
+    Purpose.VECTORS: gettext_lazy("Vectors of texts"),
 }
 _names: list[Callable[[UUID, Collection[UUID]], Mapping[UUID, str]]] = []
 
@@ -69,6 +77,15 @@ def stored(user_id: UUID, tier: str) -> list[dict[str, Any]]:
         }
         for feature, name in _STORED.items()
     ]
+
+
+def stored_figures(user_id: UUID, tier: str) -> list[tuple[str, str]]:
+    """Return the same as labels and texts, for the browsable API."""
+    return [(each["name"], out_of(each["used"], each["limit"])) for each in stored(user_id, tier)]
+
+
+def out_of(used: str, limit: str | None) -> str:
+    return gettext("%(used)s of %(limit)s") % {"used": used, "limit": limit} if limit else used
 
 
 def amount(feature: str, number: int | None) -> str | None:

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.utils import timezone
+from django.utils.translation import gettext
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,6 +18,7 @@ from adiuva.accounts.models import User
 from adiuva.core import number_formats
 from adiuva.core.rest import error_responses, user_id
 from billing import allowances, usage_reports
+from billing.models import Purpose
 from billing.months import month_of
 from billing.usage_serializers import UsageOfMonthSerializer
 
@@ -51,8 +53,10 @@ class UsageView(APIView):
             return number_formats.money(micro, data["currency"], user.locale)
 
         limit = data["limit_micro"]
-        rows = [("Spent", said(data["spent_micro"]) + ("" if limit is None else f" of {said(limit)}"))]
-        rows += [(f"For {kind}", said(used["cost_micro"])) for kind, used in data["by_purpose"].items()]
-        for each in usage_reports.stored(user.pk, user.tier):
-            rows.append((each["name"], each["used"] + (f" of {each['limit']}" if each["limit"] else "")))
-        return rows
+        spent = usage_reports.out_of(said(data["spent_micro"]), None if limit is None else said(limit))
+        purposes = [
+            (str(usage_reports.PURPOSE_NAMES[Purpose(kind)]), said(used["cost_micro"]))
+            for kind, used in data["by_purpose"].items()
+        ]
+        stored = usage_reports.stored_figures(user.pk, user.tier)
+        return [(gettext("Requests to models"), spent), *purposes, *stored]

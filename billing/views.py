@@ -62,10 +62,7 @@ class SubscriptionView(APIView):
 
     def page_figures(self, data: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return sizes for the view's page, as people read them."""
-        return [
-            (each["name"], each["used"] + (f" of {each['limit']}" if each["limit"] else ""))
-            for each in usage_reports.stored(user_id(self.request), data["tier"])
-        ]
+        return usage_reports.stored_figures(user_id(self.request), data["tier"])
 
     @extend_schema(
         summary="Cancel the subscription at the end of what is paid",

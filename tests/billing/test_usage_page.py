@@ -140,3 +140,16 @@ def test_the_pages_of_the_api_and_of_the_plan_have_the_same_sizes(db: None) -> N
     browser.force_login(User.objects.get(pk=person.id))
     plan = browser.get("/account/billing").content.decode()
     assert "1.5 kB" in plan and f'href="{PAGE}"' in plan
+
+
+def test_the_pages_of_the_api_say_their_figures_in_the_accounts_language(db: None, settings: Any) -> None:
+    settings.PLANS = True
+    person = somebody(tier="pro", locale="de-DE")
+    used(person, 1_500_000)
+    spent(person, 1_500_000)
+    rest = APIClient()
+    rest.credentials(HTTP_AUTHORIZATION=f"Bearer {person.access_token}")
+    page = rest.get("/api/v1/usage", HTTP_ACCEPT="text/html").content.decode()
+    said = dict(re.findall(r"<dt>([^<]*)</dt>\s*<dd>([^<]*)</dd>", page.replace("\xa0", " ")))
+    assert said["Anfragen an Modelle"] == "1,50 € von 4,00 €"
+    assert (said["Chat"], said["Agenten"]) == ("1,50 €", "0,00 €")
