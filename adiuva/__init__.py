@@ -1,3 +1,3 @@
-"""The platform every room of Adiuva stands on."""
+"""Platform of Adiuva, on which all its apps stand."""
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ class AdiuvaConfig(AppConfig):
     verbose_name = "Adiuva"
 
     def ready(self) -> None:
-        # Importing them registers the system checks and makes our Celery application the default one.
+        # These imports register the system checks and make our Celery application the default one.
         from corsheaders.signals import check_request_enabled
 
         from adiuva import celery, checks  # noqa: F401

@@ -1,12 +1,12 @@
-"""Refuses request bodies before they are read: too large, from senders unknown, or silent for too long.
+"""Guard that refuses request bodies before they are read: too large, from unknown senders, or silent for too long.
 
 Django reads a whole body, to a file if it is large, before it looks at the path or at the credentials. So a request
-with a body passes here first. The headers alone decide: a view's bound (`max_body_bytes`) applies to a bearer token
-of ours, a small one to everybody else, and what needs sign-in gets no body from anybody unknown. A page with a form for
-files has a bound of its own (`max_form_bytes`), for who is signed in in a browser.
+with a body passes here first. The headers alone decide: a view's bound (`max_body_bytes`) applies to a bearer token of
+ours, a small bound to everybody else, and paths that need sign-in take no body from unknown senders. A page with a form
+for files has a bound of its own (`max_form_bytes`) for users who are signed in in a browser.
 
 Behind uvicorn, BodyGuard wraps the ASGI application. daphne calls an application only once it has the whole body, so
-adiuva.daphne_server asks `check_headers` itself when the headers have arrived; of forms with files, which the headers
+adiuva.daphne_server asks `check_headers` itself when the headers have arrived; for forms with files, which the headers
 alone do not decide, it does not wait for the body (`takes_files`).
 """
 
@@ -41,16 +41,17 @@ from adiuva.core.logging import log_failure
 from adiuva.core.rest import TooLarge
 from adiuva.core.security_headers import SECURITY_HEADERS
 
-# Without a bearer token of ours: sign-in, the forms of the admin and of the browsable API, and whatever strangers send.
+# Bound without a bearer token of ours: sign-in, the forms of the admin and of the browsable API, and whatever strangers
+# send.
 MAX_STRANGER_BYTES: Final = 64 * 1024
 # How long a sender may be silent before its body is complete.
 SILENCE_S: Final = 30.0
-# How long what a refused sender still sends is read and thrown away, so that it sees the answer, and not a reset.
+# How long we read and discard what a refused sender still sends, so that it sees the answer and not a reset.
 LINGER_S: Final = 2.0
-# So much of it is read where the credentials are not ours; then nothing more, until the connection is closed.
-LINGER_BYTES: Final = 768 * 1024  # with what a server process holds ready, at most 2 MiB are read
-# And where there are none, as at sign-in. The answer is sent first; but clients that send all of a body before they
-# read (urllib, those on asyncio) see a reset instead if less is read. Nothing of it is kept.
+# We read this much where the credentials are not ours; then nothing more, until the connection is closed.
+LINGER_BYTES: Final = 768 * 1024  # at most 2 MiB are read, with what a server process already holds
+# We read this much where there are no credentials, as at sign-in, and keep nothing of it. The answer is sent first. But
+# clients that send the whole body before they read (urllib, those on asyncio) see a reset if we read less.
 LINGER_BYTES_WITHOUT_CREDENTIALS: Final = 32 * 1024 * 1024
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{8,64}")
@@ -78,10 +79,10 @@ def has_body(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def check_headers(path: str, headers: Mapping[bytes, bytes]) -> int:
-    """Return how many bytes the body of this request may have. `headers` has lower-case names.
+    """Return how many bytes this request's body may have. `headers` has lower-case names.
 
-    Raises NotAuthenticated if the path needs sign-in and no credential is there, or a token that is not ours;
-    TooLarge if the declared length is above the bound.
+    Raises NotAuthenticated if the path needs sign-in and there is no credential, or a token that is not ours; TooLarge
+    if the declared length is above the bound.
     """
     allowed = _bound_of(path)
     bound = allowed.most
@@ -113,7 +114,7 @@ async def check_session(path: str, headers: Mapping[bytes, bytes]) -> None:
             await db.run(services.authenticate, access_token=token)
         elif not await db.run(_is_live_in_browser, key):
             raise NotAuthenticated("the session is over: sign in again")
-    except DatabaseError as error:  # the view says so, as it does without a body
+    except DatabaseError as error:  # the view reports it, as it does for requests without a body
         log_failure("request.session_unchecked", error, level="warning")
 
 
@@ -122,13 +123,13 @@ def too_large(bound: int) -> TooLarge:
 
 
 def takes_files(path: str) -> bool:
-    """Return whether there is a page with a form for files."""
+    """Return whether the path has a page with a form for files."""
     return _bound_of(path).of_form is not None
 
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """The largest body for a path; of a form with files, from who is signed in; and whether anybody may use it."""
+    """Bounds for a path: the largest body, the largest form with files, and whether strangers may send a body."""
 
     most: int
     is_open: bool
@@ -143,7 +144,7 @@ def _bound_of(path: str) -> _Bound:
     view = getattr(match.func, "cls", None) or getattr(match.func, "view_class", None)
     options = getattr(match.func, "initkwargs", {})
     permissions = options.get("permission_classes", getattr(view, "permission_classes", None))
-    is_open = permissions is None or AllowAny in permissions  # no REST view: it looks after itself
+    is_open = permissions is None or AllowAny in permissions  # not a REST view: it checks its callers itself
     default = MAX_STRANGER_BYTES if is_open else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
     most = getattr(view, "max_body_bytes", default)
     return _Bound(most, is_open, getattr(view, "max_form_bytes", None))
@@ -155,7 +156,7 @@ def bearer_token(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def browser_session_key(headers: Mapping[bytes, bytes]) -> str:
-    """The key of the session cookie; empty if there is none."""
+    """Return the key of the session cookie; empty if there is none."""
     with contextlib.suppress(CookieError):
         cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
         if found := cookies.get(settings.SESSION_COOKIE_NAME):
@@ -170,7 +171,8 @@ def _is_live_in_browser(key: str) -> bool:
 def refusal(
     error: AdiuvaError, headers: Mapping[bytes, bytes]
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer; it closes the connection. Logs it, since no middleware sees it."""
+    """Return status, headers and body of the answer, which closes the connection. Logs it, since no middleware sees
+    it."""
     given = headers.get(b"x-request-id", b"")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
     metrics.count_error("rest", error.code)
@@ -209,7 +211,7 @@ def _page(error: AdiuvaError) -> bytes:
 
 
 class BodyGuard:
-    """ASGI middleware. Requests without a body pass untouched."""
+    """ASGI middleware that guards bodies. Requests without a body pass untouched."""
 
     def __init__(self, application: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self._application = application
@@ -242,8 +244,8 @@ class BodyGuard:
 
 
 async def _refuse_unclear_end(send: Send) -> None:
-    """Refuse a body with a length and chunks as well, as the server does what is no request. A proxy that goes by the
-    length would see other requests on this connection than we do (RFC 9112, 6.1)."""
+    """Refuse a body with both a length and chunks, in the way the server refuses a malformed request. A proxy that goes
+    by the length would see other requests on this connection than we do (RFC 9112, 6.1)."""
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": b"Invalid HTTP request received."})
@@ -253,13 +255,13 @@ _REFUSALS: Final = (NotAuthenticated, TooLarge, BodyTimeout)
 
 
 def _bounded(receive: Receive, bound: int) -> Receive:
-    """`receive` that counts the body's bytes, and does not wait for ever for the next ones."""
+    """Return a `receive` that counts the body's bytes, and does not wait for ever for the next ones."""
     read, complete = 0, False
 
     async def receive_bounded() -> Any:
         nonlocal read, complete
         if complete:
-            return await receive()  # the sender's disconnection, which may take as long as the answer
+            return await receive()  # waits for the sender's disconnection, which may take as long as the answer
         try:
             async with asyncio.timeout(SILENCE_S):
                 message = await receive()
@@ -276,7 +278,7 @@ def _bounded(receive: Receive, bound: int) -> Receive:
 
 
 async def refuse(error: AdiuvaError, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-    """Answer before the body was read, and close. A client that reads while it sends sees why."""
+    """Answer before the body was read, and close. A client that reads while it sends sees the reason."""
     status, answer_headers, body = refusal(error, headers)
     most = most_lingering(error, headers)
     await send({"type": "http.response.start", "status": status, "headers": answer_headers})
@@ -292,7 +294,7 @@ async def refuse(error: AdiuvaError, headers: Mapping[bytes, bytes], receive: Re
 
 
 def most_lingering(error: AdiuvaError, headers: Mapping[bytes, bytes]) -> int | None:
-    """Return how many bytes of what is refused are read after the answer; None as many as come in time."""
+    """Return how many bytes of a refused body are read after the answer; None for as many as come in time."""
     if isinstance(error, NotAuthenticated):
         return LINGER_BYTES
     if (token := bearer_token(headers)) is None:
@@ -305,12 +307,12 @@ def most_lingering(error: AdiuvaError, headers: Mapping[bytes, bytes]) -> int | 
 
 
 def decoded_path(target: bytes) -> str:
-    """The path of a request line's target, as ASGI's scope has it."""
+    """Return the path of a request line's target, as ASGI's scope has it."""
     return unquote(target.partition(b"?")[0].decode("latin-1"))
 
 
 def header_map(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by lower-case name. Of a header that occurs twice, the first counts."""
+    """Return headers by lower-case name. If a header occurs twice, the first counts."""
     found: dict[bytes, bytes] = {}
     for name, value in pairs:
         found.setdefault(name.lower(), value)

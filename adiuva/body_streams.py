@@ -1,8 +1,8 @@
-"""Takes large bodies from the network before Django, which would store them first.
+"""Middleware that takes large bodies from the network before Django, which would store them first.
 
-A view class names which of its methods do so (`body_streams`, see adiuva.object_store.bodies). Such a request is
-authenticated from its headers, refused by them if it must be, and then read as fast as its bytes can be stored: while a
-piece is written nothing is received, so that the server's own buffer fills, and then the sender waits.
+A view class names those of its methods that take bodies so (`body_streams`, see adiuva.object_store.bodies). The
+headers of such a request authenticate it, or refuse it. Then its body is read as fast as it can be stored: while a
+piece is written nothing is received, so the server's own buffer fills, and the sender waits.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Failed(AdiuvaError):
 
 
 class Disconnected(Exception):
-    """The client went while its body came."""
+    """Error for a client that went away while its body came."""
 
 
 def stream_of(method: str, path: str) -> tuple[Begin, dict[str, Any]] | None:
-    """Return what takes the body of such a request, and what its path names; None if Django does."""
+    """Return what takes the body of such a request, and the values of its path; None if Django takes it."""
     if method not in ("PUT", "PATCH", "POST"):
         return None
     try:
@@ -60,7 +60,8 @@ def stream_of(method: str, path: str) -> tuple[Begin, dict[str, Any]] | None:
 
 
 class BodyStreams:
-    """ASGI middleware. Other requests pass untouched; so do those without a body, and with a browser's session."""
+    """ASGI middleware for streamed bodies. Other requests pass untouched, and so do those without a body or with a
+    browser's session."""
 
     def __init__(self, application: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self._application = application
@@ -80,7 +81,7 @@ class BodyStreams:
             status = answer.status
             await _answer(answer, headers, send)
         except Disconnected:
-            status = 499  # as in logs of nginx
+            status = 499  # as nginx logs it
         except AdiuvaError as error:
             status = error.status
             await body_guard.refuse(error, headers, receive, send)
@@ -100,13 +101,13 @@ class BodyStreams:
 
 
 def _is_ours(headers: dict[bytes, bytes]) -> bool:
-    """A browser's session is checked, with its CSRF token, by Django."""
+    """Return whether we take this request. Django checks a browser's session, with its CSRF token."""
     is_browser = b"authorization" not in headers and body_guard.browser_session_key(headers)
     return body_guard.has_body(headers) and not is_browser
 
 
 def _authenticated(headers: dict[bytes, bytes], parameters: dict[str, Any]) -> Request:
-    """Raises NotAuthenticated."""
+    """Return the user of the request. Raises NotAuthenticated."""
     token = body_guard.bearer_token(headers)
     if token is None:
         raise NotAuthenticated("sign in first")
@@ -130,7 +131,7 @@ async def _take(begin: Begin, request: Request, receive: Receive) -> BodyRespons
         await _feed(body, receive)
         return await threads.run(body.end)
     except BaseException as error:
-        # Shielded: a server that stops cancels this, and what came should be kept.
+        # Shielded, because a server that stops cancels this, and the bytes that came should be kept.
         given = None if isinstance(error, Disconnected | asyncio.CancelledError) else error
         await asyncio.shield(threads.run(_break_off, body, given))
         raise
@@ -139,12 +140,12 @@ async def _take(begin: Begin, request: Request, receive: Receive) -> BodyRespons
 def _break_off(body: Body, error: BaseException | None) -> None:
     try:
         body.break_off(error)
-    except Exception as failure:  # the first error is what the client is told
+    except Exception as failure:  # the client is told the first error
         log_failure("body.not_broken_off", failure, level="warning")
 
 
 async def _feed(body: Body, receive: Receive) -> None:
-    """Raises TooSlow, Disconnected, or what refuses the bytes."""
+    """Feed the body to its stream. Raises TooSlow, Disconnected, or the error of a stream that refuses the bytes."""
     pending: list[bytes] = []
     size, more = 0, True
     while more:

@@ -1,4 +1,4 @@
-"""The Celery application. Task arguments are ids only: more people and tools can read a queue than the database."""
+"""Celery application. Task arguments are ids only, because more people and tools can read a queue than the database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ garbage.collect_rarely_while_loading()
 
 
 def _refuse_unsafe_start(**_: object) -> None:
-    # Celery runs Django's system checks too, but starts whatever they find.
+    # Celery runs Django's system checks too, but starts even if they fail.
     from adiuva.checks import refuse_unsafe_start
 
     refuse_unsafe_start()
@@ -50,4 +50,4 @@ def _serve_beat_metrics(**_: object) -> None:
 
 @signals.setup_logging.connect
 def _keep_our_logging(**_: object) -> None:
-    """Keep Django's LOGGING: without a receiver of this signal Celery sets the root logger to WARNING."""
+    """Keep Django's LOGGING. Without a receiver of this signal, Celery sets the root logger to WARNING."""

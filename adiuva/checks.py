@@ -26,13 +26,13 @@ _MIN_PGVECTOR: Final = (0, 7)  # the first with halfvec
 
 @register("adiuva")
 def check_production(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """In production, report settings that would let strangers in or keep Adiuva from working."""
+    """Report settings that would let strangers in or keep Adiuva from working, in production."""
     return list(_configuration_problems()) if settings.PRODUCTION else []
 
 
 @register("adiuva")
 def check_traces(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """Report traces that are set and cannot be made, or sent."""
+    """Report a traces endpoint that is set while traces cannot be made or sent."""
     if not (endpoint := settings.TRACES_ENDPOINT):
         return []
     if not tracing.is_installed():
@@ -56,7 +56,7 @@ def check_traces(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
 
 @register("adiuva")
 def check_prices(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
-    """Report prices that cannot be read, and models without a price where what they may cost is limited."""
+    """Report prices that cannot be read, and models without a price where costs are limited."""
     try:
         prices.configured_prices(settings.MODEL_PRICE)
     except ValueError as error:
@@ -86,7 +86,7 @@ def check_postgres(databases: Sequence[str] | None = None, **_: Any) -> list[Che
 
 
 def refuse_unsafe_start() -> None:
-    """End the process, with one line per problem, if one of the checks with the tag "adiuva" fails.
+    """End the process, with one line per problem, if a check with the tag "adiuva" fails.
 
     Raises SystemExit.
     """

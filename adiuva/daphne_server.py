@@ -1,4 +1,4 @@
-"""daphne, made to end in order and to refuse bodies before it has read them.
+"""daphne, changed to end in order and to refuse bodies before it has read them.
 
 Django must be set up, and Twisted's reactor installed (`import daphne.server`), before this is imported.
 """
@@ -24,7 +24,7 @@ from adiuva.core import shutdown
 from adiuva.core.errors import AdiuvaError
 
 _STATUS_LINE: Final = b"HTTP/1.1 %d %s\r\n"
-# Pieces of a body, each of at most 64 KiB, that may wait for an application that takes them as they come.
+# Pieces of a body, each of at most 64 KiB, that may wait for an application which takes them as they come.
 _MOST_WAITING: Final = 16
 _LOOK_AGAIN_S: Final = 0.005
 
@@ -36,7 +36,7 @@ class _Socket(WebSocketProtocol):  # type: ignore[misc]  # daphne has no types
 
 @implementer(IPushProducer)
 class _Drain:
-    """Tells whether the client takes what it is sent: the transport pauses it while too much waits."""
+    """Watch on whether the client takes what it is sent: the transport pauses it while too much waits."""
 
     def __init__(self) -> None:
         self.flows = asyncio.Event()
@@ -53,16 +53,17 @@ class _Drain:
 
 
 class _Request(WebRequest):  # type: ignore[misc]
-    """Answers when its headers have arrived if they are refused, and stores nothing of what it refuses.
+    """Request that is answered when its headers have arrived if they are refused, and that stores nothing of a refused
+    body.
 
-    `gotLength` and `handleContentChunk` are the two places where Twisted tells of a body before it is complete.
+    Twisted tells of a body before it is complete in two places, `gotLength` and `handleContentChunk`.
     """
 
     refused = False
     _linger: int | None = None
     _bound = body_guard.MAX_STRANGER_BYTES
     _read = 0
-    _stream = False  # the application runs already while the body comes
+    _stream = False  # the application already runs while the body comes
     _whole = False  # all of the body came
     _paused = False
     _drain: _Drain | None = None
@@ -75,7 +76,7 @@ class _Request(WebRequest):  # type: ignore[misc]
             self.registerProducer(self._drain, True)
 
     async def drained(self) -> None:
-        """Return when the client has taken most of the answer so far, or is gone."""
+        """Wait until the client has taken most of the answer so far, or is gone."""
         if self._drain is not None:
             await self._drain.flows.wait()
 
@@ -142,7 +143,7 @@ class _Request(WebRequest):  # type: ignore[misc]
     # ── Bodies that are taken as they come ──────────────────────────────────────────────────────────────
 
     def _begin_stream(self) -> None:
-        """Run the application now. It has an eye on silence itself, as the guard has."""
+        """Run the application now. It watches for silence itself, as the guard does."""
         channel = self.channel
         self._stream, self.content = True, io.BytesIO()
         self.method, self.uri, self.clientproto = channel._command, channel._path, channel._version
@@ -191,14 +192,14 @@ class _Request(WebRequest):  # type: ignore[misc]
         if not self._stream or self._whole:
             super().finish()
             return
-        # Answered before the body was complete: what else comes of it is no request.
+        # The answer came before the body was complete, so the rest of the body is not a request.
         self.send_disconnect()
         self.finished = 1
         self.server.protocol_disconnected(self)
         self.channel.loseConnection()
 
     def handle_exception(self, exception: BaseException) -> None:
-        """An answer that has begun is cut, so that it does not end like a good one."""
+        """Cut an answer that has begun, so that it does not end like a good one."""
         if self._response_started:
             self.channel.forceAbortClient()
         else:
@@ -210,7 +211,7 @@ class _Factory(HTTPFactory):  # type: ignore[misc]
         super().__init__(server)
         self.timeOut = (
             body_guard.SILENCE_S
-        )  # while a request arrives; Twisted suspends it while one is answered
+        )  # runs while a request arrives; Twisted suspends it during the answer
 
     def buildProtocol(self, addr: Any) -> Any:
         protocol = super().buildProtocol(addr)
@@ -228,13 +229,14 @@ class Server(daphne.server.Server):  # type: ignore[misc]
         self._finish_requests_s = finish_requests_s
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
-        """An application that sends waits for a client that does not read."""
+        """Send a message of the application. If the client does not read, the application waits."""
         await super().handle_reply(protocol, message)
         if isinstance(protocol, _Request):
             await protocol.drained()
 
     def kill_all_applications(self) -> Deferred[None]:
-        """Called by daphne when the reactor is about to stop; the reactor waits for the result."""
+        """Stop all applications. daphne calls this when the reactor is about to stop; the reactor waits for the
+        result."""
         return Deferred.fromFuture(asyncio.ensure_future(self._end_applications()))
 
     async def _end_applications(self) -> None:
@@ -244,7 +246,7 @@ class Server(daphne.server.Server):  # type: ignore[misc]
             await asyncio.wait(tasks, timeout=self._finish_requests_s)
         for task in tasks:
             task.cancel()
-        if tasks:  # one that ignores its cancellation must not keep the process alive
+        if tasks:  # an application that ignores its cancellation must not keep the process alive
             await asyncio.wait(tasks, timeout=self._finish_requests_s)
 
 

@@ -13,7 +13,7 @@ from adiuva.core.env import Section
 
 _RATE: Final = r"\d+/(s|m|h|d)[a-z]*"
 _RATE_FORM: Final = "a number per s, min, hour or day, such as 10/min"
-# A scheme of the desktop app's own: none that a browser would run or open itself.
+# The desktop app's own scheme; none that a browser would run or open itself.
 _APP_SCHEME: Final = r"(?!(?:javascript|data|vbscript|file|https?):)[a-z][a-z0-9+.-]*://"
 
 # ── Servers ─────────────────────────────────────────────────────────────────────────────────────────────

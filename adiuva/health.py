@@ -29,9 +29,10 @@ from adiuva.core.logging import count_failures
 from adiuva.core.postgresql.base import live_connection
 from adiuva.core.readiness import Facts
 
-# How long a check waits for a database connection.
+# A check waits so long for a database connection.
 _CONNECT_TIMEOUT_S = 2.0
-# Half a megabyte of a temporary file: a database whose disk is full still answers reads. It leaves nothing behind.
+# Write half a megabyte to a temporary file, because a database with a full disk still answers reads. It leaves nothing
+# behind.
 _WRITE_A_FILE = "SELECT count(*) FROM generate_series(1, 20000)"
 
 log = structlog.get_logger(__name__)
@@ -65,7 +66,8 @@ class ReadySerializer(serializers.Serializer[Any]):
 
 
 class _NeverRefused(BaseContentNegotiation):
-    """A page for browsers, JSON for all others: a probe must not be refused over its headers."""
+    """Negotiation that gives browsers a page and all others JSON, because a probe must not be refused over its
+    headers."""
 
     def select_parser(self, request: Request, parsers: Any) -> Any:
         return parsers[0]
@@ -106,7 +108,7 @@ class Ready(_PublicView):
 
 
 def run_checks() -> dict[str, dict[str, Any]]:
-    """Every check by its name: `ok`, how long it took, why it is not ok, and facts."""
+    """Return every check by its name: `ok`, how long it took, why it is not ok, and facts."""
     return {name: _timed(name, check) for name, check in _checks().items()}
 
 
@@ -115,7 +117,7 @@ def _timed(name: str, check: Callable[[], str | Facts]) -> dict[str, Any]:
     try:
         found = check()
     except (DatabaseError, psycopg.Error, redis.RedisError) as error:
-        # The error's message may hold the server's address and user name, so only its class is told.
+        # Only the error's class, because its message may hold the server's address and user name.
         found = f"unknown: {type(error).__name__}"
     reason, facts = (found, {}) if isinstance(found, str) else ("", found)
     ms = round((time.perf_counter() - started) * 1000, 1)
@@ -130,7 +132,7 @@ def _database(alias: str = DEFAULT_DB_ALIAS) -> str:
     pool = cast(Any, connections[alias]).pool
     try:
         pool.open()
-        # Shorter than what requests wait for a connection: a probe wants an answer now.
+        # Shorter than the wait of requests for a connection, because a probe wants an answer now.
         database = live_connection(pool, partial(pool.getconn, _CONNECT_TIMEOUT_S))
         try:
             with database.transaction():
@@ -144,7 +146,7 @@ def _database(alias: str = DEFAULT_DB_ALIAS) -> str:
     except psycopg.errors.DiskFull as error:
         return f"the database takes no writes ({type(error).__name__})"
     except psycopg.Error as error:
-        # The error's message may hold the server's address and user name, so only its class is told.
+        # Only the error's class, because its message may hold the server's address and user name.
         return f"the database does not answer ({type(error).__name__})"
     return ""
 
@@ -159,7 +161,7 @@ def _redis() -> str:
     except redis.ConnectionError as error:
         return f"Redis does not answer ({type(error).__name__})"
     except redis.ResponseError as error:
-        # Where an answer has no class of its own, its first word is its code.
+        # If an answer has no class of its own, its first word is its code.
         code = str(error).partition(" ")[0] if type(error) is redis.ResponseError else type(error).__name__
         return f"Redis takes no writes ({code})"
     except redis.RedisError as error:
@@ -188,7 +190,7 @@ def _beat() -> str:
 
 
 def _checks() -> dict[str, Callable[[], str | Facts]]:
-    """Each check returns why it failed, or an empty string, or facts."""
+    """Return the checks. Each returns why it failed, or an empty string, or facts."""
     return {
         "database": _database,
         **({"keys": _keys} if settings.KEYS_APART else {}),

@@ -1,8 +1,8 @@
-"""Django over HTTP, where each request goes through all of Django in one thread.
+"""Handler of HTTP requests that takes each through all of Django in one thread.
 
-Django's own handler goes to another thread and back for each signal and for each part of the middleware that is not
-written for async code, sixteen times a request of ours, and starts threads for it. Here the whole way, from the first
-signal to the closing of the response, is one visit to a thread that is kept for later requests.
+For each signal and each part of the middleware without async code, Django's own handler goes to another thread and
+back, sixteen times for a request of ours, and starts threads for it. Here the whole way, from the first signal to the
+closing of the response, is one visit to a thread that stays for later requests.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from django.urls import ResolverMatch, set_script_prefix
 
 T = TypeVar("T")
 
-# Requests that may be answered at once: some wait minutes for a model or a device. More of them wait for these.
+# So many requests may be answered at once, because some wait minutes for a model or a device. Others wait for these.
 _MOST_THREADS: Final = 500
-# How many paths are cached with their view, and the longest path that is.
+# How many paths are cached with their view, and the longest such path.
 _MOST_PATHS: Final = 2_000
 _LONGEST_PATH: Final = 200
-# Whether a client leaves is asked after so long: most answers are there by then, and need no task beside them.
+# The handler checks for a client that leaves only after this time: most answers are there by then, and need no task
+# beside them.
 _PATIENCE_S: Final = 0.05
 
 
@@ -44,7 +45,7 @@ def _threads() -> ThreadPoolExecutor:
 class ThreadedHandler(ASGIHandler):
     def __init__(self) -> None:
         base.BaseHandler.__init__(self)
-        # Each request leaves its thread without a connection, so that the next one has none to look for.
+        # Each request leaves its thread without a connection, so that the next one need not look for one.
         signals.request_started.disconnect(close_old_connections)
         if not settings.DEBUG:
             signals.request_started.disconnect(reset_queries)
@@ -82,7 +83,7 @@ class ThreadedHandler(ASGIHandler):
         except asyncio.CancelledError:
             if leaving is None or not leaving.done() or answering.uncancel():  # the server ends
                 raise
-            leaving.result()  # raises if it was no client that has gone
+            leaving.result()  # raises unless the client has left
         finally:
             is_answered = True
             looking.cancel()
@@ -90,7 +91,7 @@ class ThreadedHandler(ASGIHandler):
                 leaving.cancel()
 
     async def _leave(self, receive: Any) -> None:
-        """Return when the client has gone."""
+        """Return when the client has left."""
         while (await receive())["type"] != "http.disconnect":
             pass
 
@@ -100,7 +101,7 @@ class ThreadedHandler(ASGIHandler):
             await self.send_response(response, send)
             return
         try:
-            async with ThreadSensitiveContext():  # for iterators that are not asynchronous: those of files
+            async with ThreadSensitiveContext():  # serves iterators that are not asynchronous: those of files
                 await self.send_response(response, send)
         finally:
             await _in_thread(response.close)()
@@ -124,7 +125,8 @@ class ThreadedHandler(ASGIHandler):
         return response
 
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
-        """A path leads to the same view each time: it is looked for among all routes once, if it comes again."""
+        """Return the view of a path. A path always leads to the same view, so all routes are searched once for a path
+        that comes again."""
         place = settings.ROOT_URLCONF, request.path_info
         found = self._views.get(place)
         if found is None or hasattr(request, "urlconf"):
@@ -138,5 +140,5 @@ class ThreadedHandler(ASGIHandler):
 
 
 def _in_thread(function: Callable[..., T]) -> Callable[..., Awaitable[T]]:
-    # So that views can use async_to_sync, which comes back to this loop.
+    # Views can use async_to_sync, which comes back to this loop.
     return sync_to_async(function, thread_sensitive=False, executor=_threads())

@@ -1,4 +1,4 @@
-"""The web server process: `python -m adiuva.server`. Runs uvicorn, or daphne if ADIUVA_SERVER says so."""
+"""Web server process: `python -m adiuva.server`. Runs uvicorn, or daphne if ADIUVA_SERVER says so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adiuva.core import garbage
 
 # Above the protocol's limit of 1 MiB, so that our own close code (4413) answers a frame that is too large.
 _MAX_WEBSOCKET_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-# How long requests in progress may take to finish after the shutdown hooks; then they are cancelled.
+# Requests in progress may take so long to finish after the shutdown hooks; then they are cancelled.
 _FINISH_REQUESTS_S: Final = 3
 # Blocks of this size and more go back to the system when they are freed. A password hash takes 19 MiB.
 _RETURN_BLOCKS_FROM_BYTES: Final = 4 << 20
@@ -99,8 +99,7 @@ def _exit_without_finalizing() -> None:
     """End the process now that everything has been closed in order.
 
     While the interpreter finalizes, redis-py's connection pools import a module in `__del__`. If a daemon thread was
-    stopped while it held the import lock, that import waits for ever. Processes under daphne hung there on a busy
-    machine.
+    stopped while it held the import lock, that import waits for ever, as processes under daphne did on a busy machine.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -111,8 +110,8 @@ def _exit_without_finalizing() -> None:
 def _return_large_blocks() -> None:
     """Have glibc return large freed blocks to the system.
 
-    By default glibc learns to keep them, in each thread that ever hashed a password: 240 registrations, 12 at a time,
-    grew a process from 162 MB to 413 MB; with this it stays at 178 MB.
+    By default glibc keeps them, in each thread that ever hashed a password: 240 registrations, 12 at a time, grew a
+    process from 162 MB to 413 MB. With this it stays at 178 MB.
     """
     try:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _RETURN_BLOCKS_FROM_BYTES)

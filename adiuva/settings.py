@@ -36,7 +36,7 @@ try:
     KEY_RING = KeyRing.parse(KEYS)
 except ValueError as error:
     raise ImproperlyConfigured(f"{env.KEYS.name}: {error}") from None
-# What is signed with the development's own is worth nothing: a client of ours does not know it.
+# The development's own key: what it signs is worth nothing, because our clients do not know it.
 PLUGIN_KEYS = env.PLUGIN_KEYS.read([] if PRODUCTION else [DEVELOPMENT_PLUGIN_KEYS])
 PLUGIN_SCANNER = env.PLUGIN_SCANNER.read()
 
@@ -155,7 +155,8 @@ DATABASES = {
         max_connections=env.DB_POOL.read(),
     )
 }
-# Users' data keys and nothing else, so that a dump of the main database alone cannot be read; see accounts/keys.py.
+# A database for users' data keys and nothing else, so that nobody can read a dump of the main database alone; see
+# accounts/keys.py.
 if _keys_url := env.KEYS_DATABASE_URL.read():
     DATABASES["keys"] = _database(env.KEYS_DATABASE_URL, _keys_url, min_connections=0, max_connections=4)
 KEYS_APART = len({tuple(each[part] for part in ("HOST", "PORT", "NAME")) for each in DATABASES.values()}) == 2
@@ -185,7 +186,7 @@ CELERY_RESULT_BACKEND = None
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
-# Two lanes, so that neither delays the other. A worker serves both, unless it is started with `-Q runs` or `-Q short`.
+# Two lanes, so that neither delays the other. A worker serves both, unless it starts with `-Q runs` or `-Q short`.
 CELERY_TASK_QUEUES = [Queue(name, Exchange(name), routing_key=name) for name in ("runs", "short")]
 CELERY_TASK_DEFAULT_QUEUE = "short"
 CELERY_TASK_ROUTES = {"agents.start_queued": {"queue": "runs"}}
@@ -251,7 +252,7 @@ CELERY_BEAT_SCHEDULE = {
 # ── Accounts ────────────────────────────────────────────────────────────────────────────────────────────
 AUTH_USER_MODEL = "accounts.User"
 AUTHENTICATION_BACKENDS = ["adiuva.accounts.backends.PasswordBackend"]
-# An address is unique among the accounts that confirmed it, which the backend above knows.
+# An address is unique among the accounts that confirmed it, as the backend above knows.
 SILENCED_SYSTEM_CHECKS = ["auth.W004"]
 PASSWORD_HASHERS = ["adiuva.accounts.hashers.Argon2id"]
 AUTH_PASSWORD_VALIDATORS = [
@@ -260,7 +261,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 ACCESS_TOKEN_LIFE = timedelta(seconds=env.ACCESS_TOKEN_S.read())
-SESSION_LIFE = timedelta(days=60)  # how long a refresh token lives that is not used
+SESSION_LIFE = timedelta(days=60)  # a refresh token lives so long if nobody uses it
 REFRESH_GRACE = timedelta(seconds=30)  # a used refresh token is accepted so long, in case its answer was lost
 TICKET_LIFE = timedelta(seconds=30)
 LOGIN_URL = "sign-in"
@@ -358,7 +359,7 @@ REST_FRAMEWORK = {
 }
 CSRF_FAILURE_VIEW = "adiuva.views.csrf_failure"
 
-# CORS: core.origins says which origins. Clients there sign in with a bearer token, never with a cookie.
+# core.origins says which origins CORS allows. Clients there sign in with a bearer token, never with a cookie.
 CORS_URLS_REGEX = r"^/api/"
 CORS_ALLOW_HEADERS = [
     "accept",
@@ -416,7 +417,7 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "SWAGGER_UI_DIST": "SIDECAR",
-    # With links to operations each of their buttons would hold a link, which screen readers cannot tell apart.
+    # Off, because each button would hold a link to its operation, which screen readers cannot tell apart.
     "SWAGGER_UI_SETTINGS": {"deepLinking": False},
     "COMPONENT_SPLIT_REQUEST": True,
     "OAS_VERSION": "3.1.1",
@@ -455,7 +456,7 @@ SPECTACULAR_SETTINGS = {
 }
 
 # ── Plans ───────────────────────────────────────────────────────────────────────────────────────────────
-# Without them everybody may have everything, and nobody is throttled.
+# Without plans everybody may have everything, and nobody is throttled.
 PLANS = env.PLANS.read()
 
 # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -562,7 +563,8 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = True
-# What core.language speaks. Below /api/ its middleware chooses; views that show translated pages do it themselves.
+# The languages of core.language. Below /api/ its middleware chooses one; views that show translated pages do it
+# themselves.
 LANGUAGES = [("en", "English"), ("de", "Deutsch"), ("fr", "Français"), ("it", "Italiano"), ("es", "Español")]
 LOCALE_PATHS = [BASE_DIR / "locale"]
 METRICS_HOST = env.METRICS_HOST.read()

@@ -15,7 +15,7 @@ from billing.teams.pages import TeamPage
 from billing.usage_page import UsagePage
 from billing.usage_views import UsageView
 
-# Without metadata, OPTIONS is refused: the answer would have to be YAML or a page.
+# Without metadata, OPTIONS is refused, because the answer would have to be YAML or a page.
 _open = {"authentication_classes": [], "permission_classes": [AllowAny], "metadata_class": None}
 
 v1: list[URLPattern | URLResolver] = [
@@ -61,7 +61,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("account/team", TeamPage.as_view(), name="team"),
     path("billing/return", ReturnPage.as_view(), name="billing-return"),
     path("billing/cancelled", CancelledPage.as_view(), name="billing-cancelled"),
-    # Instead of the admin's own, which knows no second factor.
+    # In place of the admin's own, which knows no second factor.
     path("admin/login/", SignInPage.as_view(landing="admin:index")),
     path(
         "admin/password_change/",

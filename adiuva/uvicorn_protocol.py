@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol, which by itself waits for ever for the headers of a request.
+"""uvicorn's HTTP protocol with a limit on the wait for a request's headers, which uvicorn itself lacks.
 
-h11 reads the requests. With httptools 0.9 one costs 0.10 ms less CPU, of 1.7 to 3.4; but behind an offer of HTTP/2 it
-loses the body and the next request, takes what follows chunks for headers, asks for no Host, and bounds neither heads
-nor the extensions of chunks.
+h11 reads the requests. With httptools 0.9 a request costs 0.10 ms less CPU, of 1.7 to 3.4; but httptools loses the body
+and the next request behind an offer of HTTP/2, takes what follows chunks for headers, asks for no Host, and bounds
+neither heads nor the extensions of chunks.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adiuva.body_guard import SILENCE_S
 
-# How long a connection is kept between requests. Clients and proxies close theirs sooner (nginx after 60 s, and many
+# A connection is kept so long between requests. Clients and proxies close theirs sooner (nginx after 60 s, and many
 # libraries after 5), so that none sends a request just when we close.
 KEEP_ALIVE_S: Final = 75
 
 
 class TimedH11Protocol(H11Protocol):
-    """Closes a connection that is silent before its headers are complete. Afterwards BodyGuard watches."""
+    """Protocol that closes a connection which is silent before its headers are complete. Afterwards BodyGuard
+    watches."""
 
     _silence: asyncio.TimerHandle | None = None
 
@@ -38,7 +39,7 @@ class TimedH11Protocol(H11Protocol):
 
     def _watch(self) -> None:
         self._unwatch()
-        if self.transport.get_protocol() is self:  # and not a WebSocket by now
+        if self.transport.get_protocol() is self:  # unless it is a WebSocket by now
             self._silence = self.loop.call_later(SILENCE_S, self._close_if_idle)
 
     def _unwatch(self) -> None:

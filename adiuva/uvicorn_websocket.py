@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol, with ways to send and to take a frame without a task, and fewer pauses of reading."""
+"""uvicorn's WebSocket protocol that can send and take a frame without a task, and pauses reading less often."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-# A text frame that is complete; its second byte tells the length, or that two or eight bytes do.
+# A complete text frame; its second byte tells the length, or that two or eight bytes do.
 _TEXT: Final = 0x81
 _MAX_SHORT: Final = 125
 _TWO_BYTES: Final = 126
 _EIGHT_BYTES: Final = 127
-# Reading goes on while fewer messages wait for the application than this, and none larger than this.
+# Reading goes on while fewer messages than this wait for the application, and none larger than this.
 _MOST_WAITING: Final = 16
 _LARGE_BYTES: Final = 64 * 1024
 # Frames that are to be sent soon are kept up to this size; then they are sent now.
@@ -21,8 +21,8 @@ _KEPT_BYTES: Final = 16 * 1024
 
 
 class _Messages:
-    """The messages that wait for the application, which reads them from one task. It does as much of asyncio.Queue as
-    uvicorn uses, and a socket without messages holds a tenth of a kilobyte for it instead of three."""
+    """Messages that wait for the application, which reads them from one task. It does as much of asyncio.Queue as
+    uvicorn uses, and takes a tenth of a kilobyte for a socket without messages instead of three."""
 
     __slots__ = ("_loop", "_reader", "_waiting")
 
@@ -33,7 +33,7 @@ class _Messages:
 
     @property
     def are_awaited(self) -> bool:
-        """True if the application has done with all that came before, and waits for more."""
+        """Return whether the application has handled all earlier messages, and waits for more."""
         return not self._waiting and self._reader is not None and not self._reader.done()
 
     def put_nowait(self, message: Any) -> None:
@@ -58,12 +58,13 @@ class _Messages:
 
 
 class PushingWebSocket(WebSocketsSansIOProtocol):
-    """A connection to which text can be pushed, and which may hand text over where it arrives."""
+    """Connection to which text can be pushed, and which may hand text over where it arrives."""
 
     queue: _Messages  # type: ignore[assignment]  # as much of a queue as is used
-    # Takes a text frame at once if the application waits for one; False if it is to get it as a message.
+    # Takes a text frame at once if the application waits for one; returns False if the application is to get it as a
+    # message.
     take: Callable[[str], bool] | None = None
-    # Whether text can be pushed, unless the connection is being closed. Found out anew after each pause of writing.
+    # True if text can be pushed, unless the connection is being closed. Computed anew after each pause of writing.
     _is_open = False
     # Frames that are to be sent soon, and their size; thousands of sockets have none.
     _kept: list[bytes] | None = None
@@ -78,7 +79,8 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         super().pause_writing()
 
     def push(self, text: bytes) -> bool:
-        """Send a text frame now. False if that is not possible: nothing was sent, and `send` waits or says why."""
+        """Send a text frame now. Returns False if that is not possible: nothing was sent, and `send` waits or says
+        why."""
         if not self._can_push():
             return False
         if self._kept:
@@ -87,8 +89,8 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         return True
 
     def push_soon(self, text: bytes) -> bool:
-        """The same in this turn of the loop, together with whatever else it sends in this
-        way: one call of the system for a burst."""
+        """Send a text frame in this turn of the loop, together with all others sent in this way: one system call for a
+        burst."""
         if not self._can_push():
             return False
         if self._kept is None:
@@ -102,7 +104,7 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
 
     def _can_push(self) -> bool:
         if not self._is_open:
-            # An extension would change the frame.
+            # Pushing is not possible with an extension, which would change the frame.
             self._is_open = self.handshake_complete and self.writable.is_set() and not self.conn.extensions
         return self._is_open and not self.close_sent and not self.transport.is_closing()
 
@@ -113,7 +115,7 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         if self._kept:
-            self._send_kept()  # what was pushed comes first
+            self._send_kept()  # pushed frames come first
         await super().send(message)
         if message["type"] == "websocket.accept":
             self.request = self.response = None  # type: ignore[assignment]  # with thousands of sockets they take room
@@ -128,7 +130,7 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
             self.frames = []
             return
         is_large = sum(map(len, self.frames)) > _LARGE_BYTES
-        was_paused, self.read_paused = self.read_paused, True  # so that it does not
+        was_paused, self.read_paused = self.read_paused, True  # keeps it from pausing
         super().send_receive_event_to_app()
         self.read_paused = was_paused
         is_full = is_large or self.queue.qsize() >= _MOST_WAITING
@@ -142,7 +144,7 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         try:
             text = self.frames[0].decode()
         except UnicodeDecodeError:
-            return False  # uvicorn closes the connection over it
+            return False  # uvicorn closes the connection for it
         assert self.take is not None
         return self.take(text)
 

@@ -45,9 +45,9 @@ class Root(APIView):
 
 
 def _listable_paths() -> list[str]:
-    """Paths under the prefix that answer GET without a parameter, in URLconf order.
+    """Return the paths under the prefix that answer GET without a parameter, in URLconf order.
 
-    A parameter that is one of a few words, such as `(core|episodic)`, gives one path per word.
+    A parameter that is one of a few words, such as `(core|episodic)`, gives one path for each word.
     """
     found: dict[str, None] = {}
 
@@ -66,7 +66,7 @@ def _listable_paths() -> list[str]:
 
 
 def _expand_choice(path: str) -> list[str]:
-    """A path whose parameter is one of a few words, once with each of them."""
+    """Return a path with a parameter that is one of a few words, once with each of them."""
     choice = _CHOICE.search(path)
     return [path.replace(choice[0], word) for word in choice[1].split("|")] if choice else [path]
 
@@ -92,12 +92,12 @@ def _error_response(status: int) -> JsonResponse:
 
 @csrf_exempt
 def no_endpoint(request: HttpRequest) -> HttpResponse:
-    """The last pattern below /api/: an unknown path gets JSON, also with DEBUG on."""
+    """Answer an unknown path with JSON, also with DEBUG on. It is the last pattern below /api/."""
     return _error_response(404)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Django's hook for a form without its token."""
+    """Answer a form without its token, as Django's hook."""
     if request.path.startswith("/api/"):
         return _error_response(403)
     return _error_page(request, 403, _OLD_FORM)
@@ -122,14 +122,15 @@ _ERROR_PAGES = {
 
 
 def _error_page(request: HttpRequest, status: int, texts: tuple[str, str]) -> HttpResponse:
-    """In the browser's language: who is signed in is not asked, since the database may be what fails."""
+    """Return an error page in the browser's language. The user's is not looked up, since the database may be what
+    fails."""
     with speaking(translation.get_language_from_request(request)):
         title, problem = map(translation.gettext, texts)
         return render(request, "error.html", {"title": title, "problem": problem}, status=status)
 
 
 def _handler(status: int) -> Callable[..., HttpResponse]:
-    """An error handler: JSON below /api/, a page elsewhere. Django logs the cause; nobody is shown it."""
+    """Return an error handler: JSON below /api/, a page elsewhere. Django logs the cause; nobody sees it."""
 
     def handle(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.path.startswith("/api/"):
@@ -146,5 +147,6 @@ _fault = _handler(500)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """What a middleware raised reaches no other handler: the session's and the cache's stores may be unavailable."""
+    """Answer an error of a middleware, which reaches no other handler: the session's and the cache's stores may be
+    unavailable."""
     return response_to(sys.exc_info()[1]) or _fault(request)

@@ -1,4 +1,4 @@
-"""Addresses by a part of them: the words of an address, such as its name and domain, are in an index."""
+"""Search for addresses by a part of them: an index holds an address's words, such as its name and domain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.contrib.postgres.search import SearchQuery, SearchVector
 from django.db.models import F, Func, TextField, Value
 
 _BETWEEN_WORDS: Final = "@._+-"
-# In PostgreSQL, an address as it is would be one word.
+# PostgreSQL would take a whole address for one word.
 EMAIL_WORDS: Final = SearchVector(
     Func(
         F("email"),
@@ -23,7 +23,7 @@ EMAIL_WORDS: Final = SearchVector(
 
 
 def address_query(part: str) -> SearchQuery | None:
-    """A query for EMAIL_WORDS: all words of `part`, each as the beginning of one. None if there is no word in it."""
+    """Return a query for EMAIL_WORDS: each word of `part` is the beginning of a word. None if `part` has no word."""
     words = [word for word in re.split(r"[\W_]+", part.lower()) if word]
     if not words:
         return None

@@ -10,7 +10,8 @@ _MAX_CHARS = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
 
 
 class AddressInvalid(ValueError):
-    """Not an address that an account can have. The message is for the user, in English like that of an AdiuvaError."""
+    """Error for an address that no account can have. Its message is for the user, in English like that of an
+    AdiuvaError."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -18,7 +19,7 @@ class AddressInvalid(ValueError):
 
 
 def normalize(address: str) -> str:
-    """The address in lower case, its domain as IDNA writes it in ASCII. Raises AddressInvalid.
+    """Return the address in lower case, with its domain in ASCII as IDNA writes it. Raises AddressInvalid.
 
     The part before the @ must be ASCII: letters such as the Kelvin sign or the dotless i look like ASCII letters, and
     become them when somebody else changes their case. A domain is mapped by UTS 46, so that every spelling of it gives

@@ -27,7 +27,7 @@ from adiuva.core.errors import AdiuvaError
 admin.site.site_header = "Adiuva"
 admin.site.site_title = "Adiuva"
 admin.site.index_title = "What runs here"
-admin.site.unregister(Group)  # whoever may edit a group could grant it rights, and be in it
+admin.site.unregister(Group)  # whoever may edit a group could grant it rights, and join it
 
 _RIGHTS: Final[list[Any]] = ["is_staff", "is_superuser", "groups", "user_permissions"]
 
@@ -90,7 +90,7 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
     ) -> tuple[list[Any], dict[str, int], set[str], list[Any]]:
-        # Everything of a user is deleted; to list it, Django would load it all.
+        # Deleting a user deletes all that is theirs. To list it, Django would load it all.
         everything = [f"{user} and everything the server holds of them, for ever" for user in objs]
         return everything, {"users": len(everything)}, set(), []
 
@@ -121,7 +121,8 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
 
     @admin.action(description="Mail a link to remove a lost second factor", permissions=["change"])
     def send_factor_removal(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        """It is sent after a day, unless the factor is used meanwhile (accounts.mail_link_actions)."""
+        """Mail the link that removes a lost factor in a day, unless the factor is used meanwhile
+        (mail_link_actions)."""
         for user in queryset:
             try:
                 mail_link_actions.ask_factor_removal(user=user)

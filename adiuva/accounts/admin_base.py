@@ -28,10 +28,10 @@ MAX_OWNERS: Final = 200
 def search_filter(
     term: str, *, keys: tuple[str, ...], owner: str, by_text: Callable[[str], Q] | None = None
 ) -> Q:
-    """Rows with this id, of owners with this part of an address, or with this text. An empty term matches all.
+    """Return a filter for rows with this id, of owners with this part of an address, or with this text.
 
-    `keys` are the columns of ids, `owner` is the column of the owner's id. The owners are looked up first (at most
-    MAX_OWNERS), since PostgreSQL uses an index for ids that it knows.
+    An empty term matches all rows. `keys` are the columns of ids, `owner` is the column of the owner's id. The owners
+    are looked up first (at most MAX_OWNERS), since PostgreSQL uses an index for ids that it knows.
     """
     if not term:
         return Q()
@@ -47,7 +47,7 @@ def search_filter(
 
 
 class PeriodFilter(admin.FieldListFilter):
-    """The last hour, day, week or month, counted from now: `?created_at__within=day`."""
+    """Filter for the last hour, day, week or month, counted from now: `?created_at__within=day`."""
 
     PERIODS: Final = {
         "hour": timedelta(hours=1),
@@ -79,7 +79,8 @@ class PeriodFilter(admin.FieldListFilter):
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """Counts at most MAX_COUNT rows, since counting a large table is slow. Search and filters find the rest."""
+    """Paginator that counts at most MAX_COUNT rows, since counting a large table is slow. Search and filters find the
+    rest."""
 
     MAX_COUNT = 10_000
 
@@ -90,9 +91,10 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at ru
 
 
 class NewestChangeList(ChangeList):
-    """Change list of a large table: a filter without an index searches the NEWEST rows alone.
+    """Change list of a large table. A filter without an index searches only the NEWEST rows.
 
-    To find a rare value, the whole table would be read. Search and periods are bounds of their own, and look further.
+    Otherwise PostgreSQL would read the whole table to find a rare value. Searches and periods bound what is read by
+    themselves, so they look further.
     """
 
     NEWEST = 50_000
@@ -118,9 +120,9 @@ class NewestChangeList(ChangeList):
 
 
 class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at run time
-    """Writes what staff do into rows that the owner can read, in place of Django's log, which keeps addresses.
+    """Admin that records what staff do in rows that the owner can read. Django's own log would keep addresses.
 
-    Rows of superusers are there for superusers alone.
+    Only superusers see the rows of superusers.
     """
 
     def owner_id(self, obj: Any) -> UUID:
@@ -153,7 +155,7 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
     superuser_path = "user__is_superuser"
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        """Names the two inputs of a time for who hears the page: Django's label is of neither."""
+        """Name both inputs of a time for people who hear the page: Django's label belongs to neither."""
         field = super().formfield_for_dbfield(db_field, request, **kwargs)
         if field is not None and isinstance(field.widget, AdminSplitDateTime):
             for part, widget in zip(("date", "time"), field.widget.widgets, strict=True):
@@ -161,12 +163,12 @@ class AuditedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic a
         return field
 
     def all_rows(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return what the page is about, before rows of superusers are taken out."""
+        """Return all rows of the page, before those of superusers are taken out."""
         return super().get_queryset(request)
 
 
 class ReadOnlyAdmin(AuditedAdmin):
-    """Rows cannot be added, edited or deleted by hand; actions call the app's services."""
+    """Admin whose rows nobody adds, edits or deletes by hand; actions call the app's services."""
 
     search_fields = ["user__email"]  # shows the search box; get_search_results does the search
     search_keys: tuple[str, ...] = ("id", "user_id")
@@ -179,7 +181,7 @@ class ReadOnlyAdmin(AuditedAdmin):
     show_facets = admin.ShowFacets.NEVER  # they count all rows
     paginator = CappedPaginator
     list_per_page = 50
-    sortable_by = ()  # other orders than the page's own have no index
+    sortable_by = ()  # no index serves other orders than the page's own
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
@@ -196,11 +198,11 @@ class ReadOnlyAdmin(AuditedAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return NewestChangeList if self.is_large else super().get_changelist(request, **kwargs)
 
-    by_text: Callable[[str], Q] | None = None  # rows that a text identifies, such as a code
+    by_text: Callable[[str], Q] | None = None  # finds rows by a text that identifies them, such as a code
 
     @admin.display(description="user")
     def account(self, obj: Any) -> SafeString | str:
-        """The owner's address, which leads to their page."""
+        """Return the owner's address as a link to their page."""
         if obj.user is None:
             return "–"
         return format_html(

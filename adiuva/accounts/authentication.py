@@ -1,4 +1,4 @@
-"""Authentication of REST requests. From then on they are answered in the user's language."""
+"""Authentication of REST requests. It also sets the user's language for the answer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from adiuva.core.language import speak_to
 
 
 class BearerAuthentication(BaseAuthentication):
-    """By `Authorization: Bearer <access token>`. `request.user` is the user, `request.auth` the session. It takes one
-    query."""
+    """Authentication by `Authorization: Bearer <access token>`, in one query. `request.user` is the user,
+    `request.auth` the session."""
 
     def authenticate(self, request: Request) -> tuple[User, Session] | None:
         scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
@@ -34,7 +34,7 @@ class BearerAuthentication(BaseAuthentication):
 
 
 class BrowserAuthentication(SessionAuthentication):
-    """By the browser's session, on the API's pages."""
+    """Authentication by the browser's session, on the API's pages."""
 
     def authenticate(self, request: Request) -> tuple[User, None] | None:
         found = super().authenticate(request)
@@ -43,6 +43,6 @@ class BrowserAuthentication(SessionAuthentication):
         return found
 
     def enforce_csrf(self, request: Request) -> None:
-        """Look for the token in a form or the header. DRF's request would put any other body through its parsers, and
-        refuse bytes that none of them takes."""
+        """Look for the CSRF token in a form or the header. DRF's request would pass any other body to its parsers, and
+        refuse bytes that no parser takes."""
         super().enforce_csrf(request._request)  # type: ignore[arg-type]

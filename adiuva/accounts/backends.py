@@ -1,4 +1,4 @@
-"""Django's sign-in, for forms and the admin: by the same rules as REST's."""
+"""Django's sign-in for forms and the admin, by the same rules as REST's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adiuva.accounts.models import User
 
 
 class PasswordBackend(ModelBackend):
-    """Signs in by address and password. Django's own would look for one account of an address."""
+    """Backend that signs in by address and password. Django's own expects one account for an address."""
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **_: Any

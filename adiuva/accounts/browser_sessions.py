@@ -1,7 +1,8 @@
-"""Browsers that are signed in to the admin or the browsable API: each has a Session of the user's, like a device.
+"""Sessions of browsers that are signed in to the admin or the browsable API: each is a Session of the user, like a
+device's.
 
-Django keeps a browser's sign-in in a session of its own. It names ours, so that the user sees it in the list and can
-end it from anywhere, and a new password or a deactivated account ends it too.
+Django keeps a browser's sign-in in a session of its own, which names ours. So the user sees it in the list and can end
+it from anywhere; a new password or a deactivated account ends it too.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ def _close(sender: Any, request: HttpRequest, user: User | None, **_: Any) -> No
 
 
 def session_id_of(request: HttpRequest) -> UUID | None:
-    """The id of our session of the browser that has just signed in."""
+    """Return the id of our session for the browser that has just signed in."""
     return _id(request.session.get(_KEY))
 
 
 class BrowserSessions:
-    """Middleware, behind Django's authentication: signs a browser out whose session has ended."""
+    """Middleware behind Django's authentication that signs a browser out when its session has ended."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -81,5 +82,5 @@ def _id(text: object) -> UUID | None:
 
 
 def delete_expired() -> int:
-    """Delete what Django kept of browsers whose cookie is over. Returns how many."""
+    """Delete Django's sessions of browsers with an expired cookie. Returns how many."""
     return delete_in_batches(Cookie.objects.filter(expire_date__lt=timezone.now()).order_by("expire_date"))

@@ -1,8 +1,9 @@
 """The end of an account: its key is destroyed and all of its rows are deleted.
 
-Mostly in one transaction. Of an account with many rows, the first transaction destroys the key and closes the account:
-nobody can sign in, its address is free, its work stops, and what was sealed cannot be read by anybody. A worker deletes
-that in short transactions, so that no lock and no snapshot lasts; a sweep goes on with what was interrupted.
+One transaction does both for most accounts. For an account with many rows, the first transaction destroys the key and
+closes the account: nobody can sign in, its address is free, its work stops, and nobody can read what was sealed. A
+worker then deletes the rows in short transactions, so that no lock and no snapshot lasts; a sweep resumes interrupted
+deletions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from adiuva.core import db, leases
 from adiuva.core.enqueue import enqueue_on_commit
 from adiuva.core.pruning import BATCH, delete_with_parts, parts_of
 
-# An account with more rows is closed first and deleted by a worker; so many take less than a second.
+# An account with more rows is closed first, and a worker deletes it. This many rows take less than a second.
 MOST_AT_ONCE: Final = 10_000
 _ATTEMPTS: Final = 5
 _LEASE: Final = timedelta(minutes=2)
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 def begin(user: User) -> None:
-    """See services.delete_account."""
+    """Begin to delete an account; see services.delete_account."""
     _again(_close if _has_many(user.pk) else delete_at_once, user)
 
 
@@ -47,7 +48,8 @@ def _again(step: Callable[[User], None], user: User) -> None:
             step(user)
             return
         except OperationalError as error:
-            # A worker that holds one of the rows was waiting for another: PostgreSQL ends one of the two.
+            # A worker that holds one of the rows may wait for another, so that PostgreSQL ends one of the two
+            # transactions.
             if not db.is_conflict(error) or not attempts_left:
                 raise
             log.info("account.deletion_repeated", user_id=str(user.pk))
@@ -55,11 +57,11 @@ def _again(step: Callable[[User], None], user: User) -> None:
 
 @transaction.atomic
 def delete_at_once(user: User) -> None:
-    """In one transaction, which PostgreSQL may end for the sake of another."""
+    """Delete an account in one transaction. PostgreSQL may end it for the sake of another."""
     User.objects.select_for_update().filter(pk=user.pk).first()
     for rows in _rows_of(user.pk):
-        # A transaction that adds a part waits for us, and then finds that the row it belongs to is gone. Otherwise a
-        # part that is added between our deletion of the others and that of the whole would make the deletion fail.
+        # A transaction that adds a part waits for us, and then finds that its whole is gone. Without this lock, a part
+        # could be added after we deleted the others, and deleting the whole would fail.
         if parts_of(rows.model):
             list(rows.order_by("pk").select_for_update(of=("self",)).values_list("pk", flat=True))
     user_id = user.pk
@@ -115,13 +117,14 @@ def resume(user_id: UUID) -> None:
 
 
 def sweep() -> None:
-    """Start tasks for closed accounts on which nobody works."""
+    """Start tasks for closed accounts that no worker is deleting."""
     for user_id in Deletion.objects.filter(leases.is_free()).values_list("pk", flat=True)[:100]:
         enqueue_on_commit("accounts.delete", user_id)
 
 
 def _steps(user_id: UUID) -> Iterator[int]:
-    """Delete what an account has many of. The little of other tables goes with the account, in the order of locks."""
+    """Delete the account's rows from tables where it may have many. The few in other tables go with the account, in the
+    order of locks."""
     for model, owner in _owned():
         rows = model._base_manager.filter(**{owner: user_id})
         if any(each[BATCH:].exists() for each in (rows, *_parts(rows))):
@@ -141,9 +144,9 @@ def _has_many(user_id: UUID) -> bool:
 
 
 def _owned() -> list[tuple[type[Model], str]]:
-    """Models whose rows belong to a user, each with its reference to the user.
+    """Return the models with rows of a user, each with its reference to the user.
 
-    Those that refer to others come first: a row that is deleted is taken out of all rows that name it.
+    Models that refer to others come first, because deleting a row changes all rows that name it.
     """
     owned = parts_of(User)
     referring: TopologicalSorter[type[Model]] = TopologicalSorter()
@@ -155,7 +158,7 @@ def _owned() -> list[tuple[type[Model], str]]:
 
 
 def _rows_of(user_id: UUID) -> Iterator[QuerySet[Any]]:
-    """All rows of a user, wholes before their parts."""
+    """Yield the querysets of a user's rows, wholes before their parts."""
     for model, owner in parts_of(User):
         rows = model._base_manager.filter(**{owner: user_id})
         yield rows
@@ -163,7 +166,7 @@ def _rows_of(user_id: UUID) -> Iterator[QuerySet[Any]]:
 
 
 def _parts(rows: QuerySet[Any], above: tuple[type[Model], ...] = (User,)) -> Iterator[QuerySet[Any]]:
-    """A model that refers to itself, by whatever way, is not followed a second time."""
+    """Yield the querysets of the rows' parts. A model that refers to itself, by whatever way, is not followed twice."""
     above = (*above, rows.model)
     for model, whole in parts_of(rows.model):
         if model not in above:

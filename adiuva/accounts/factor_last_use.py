@@ -1,4 +1,4 @@
-"""Use of an account's second factor: when and how it was last used. A recent use shows that it is not lost."""
+"""Last use of an account's second factor: when and how. A recent use shows that the factor is not lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def used_since(user: User, moment: datetime) -> bool:
 
 
 def describe(user: User) -> str:
-    """Return what the user's second factor consists of and when each was used: another text after any change or use."""
+    """Return a text that changes with any change or use of the user's second factor: what it consists of, and when each
+    part was used."""
     apps = Totp.objects.filter(user=user).values_list("created_at", "last_step")
     passkeys = Passkey.objects.filter(user=user).values_list("pk", "last_used_at")
     codes = RecoveryCode.objects.filter(user=user).values_list("pk", "used_at")

@@ -1,4 +1,4 @@
-"""Forms of pages: signing in, with the throttle of the REST login, and what links of mails open."""
+"""Forms of account pages: sign-in, with the throttle of the REST login, and the pages that mailed links open."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class _ThrottledSignInForm(AuthenticationForm):
 
 
 class SignInForm(_ThrottledSignInForm):
-    """For pages, the browsable API and the admin. The second factor is asked for on the next page."""
+    """Sign-in form of pages, the browsable API and the admin. The next page asks for the second factor."""
 
     error_messages = {"invalid_login": gettext_lazy("The e-mail address or the password is wrong.")}
 
 
 class NewUserForm(forms.ModelForm):  # type: ignore[type-arg]
-    """An account without a password: its owner gets a link to set one."""
+    """Form for an account without a password: its owner gets a link to set one."""
 
     class Meta:
         model = User
@@ -58,7 +58,7 @@ class NewUserForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 class OwnPasswordForm(PasswordChangeForm):
-    """Staff change their own password in the admin, which signs them out everywhere, like any user."""
+    """Form in which staff change their own password in the admin. It signs them out everywhere, like any user."""
 
     def save(self, commit: bool = True) -> User:
         user: User = self.user
@@ -88,7 +88,7 @@ class AskResetForm(forms.Form):
 
 
 class ConfirmationForm(forms.Form):
-    """The fields that ask for the password again. They come last."""
+    """Form with the fields that ask for the password again. They come last."""
 
     password = forms.CharField(
         label=gettext_lazy("Your password"),
@@ -137,7 +137,7 @@ class SecondStepForm(forms.Form):
 
 
 class PasskeyForm(forms.Form):
-    """The field that the browser's script fills in."""
+    """Form with the field that the browser's script fills in."""
 
     handle = forms.CharField(max_length=200, widget=forms.HiddenInput)
     credential = forms.JSONField(widget=forms.HiddenInput)

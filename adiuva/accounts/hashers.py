@@ -4,9 +4,9 @@ from django.contrib.auth.hashers import Argon2PasswordHasher
 
 
 class Argon2id(Argon2PasswordHasher):
-    """Argon2id with OWASP's figures (Password Storage Cheat Sheet: 19 MiB, t=2, p=1).
+    """Hasher with OWASP's figures for Argon2id (Password Storage Cheat Sheet: 19 MiB, t=2, p=1).
 
-    It takes a sixth of the time of Django's defaults, and no memory that many logins at once would exhaust.
+    It takes a sixth of the time of Django's defaults, and so little memory that many logins at once do not exhaust it.
     """
 
     time_cost = 2

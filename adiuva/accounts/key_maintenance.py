@@ -28,9 +28,9 @@ from adiuva.core import crypto
 
 log = structlog.get_logger(__name__)
 
-# An account's deletion that has not ended after this time was interrupted.
+# A deletion of an account that has not ended after this time was interrupted.
 _DELETION_TIMEOUT = timedelta(hours=1)
-# The account of a key younger than this may not be committed yet.
+# A key younger than this may belong to an account that is not committed yet.
 _NEW_KEY_AGE = timedelta(days=1)
 _BEFORE_ALL = UUID(int=0)
 
@@ -40,7 +40,8 @@ _BEFORE_ALL = UUID(int=0)
 
 @dataclass(frozen=True)
 class KeyBatch:
-    """The result of one transaction: the last user, how many keys it changed, and whose keys it could not change."""
+    """Result of one transaction: the last user, how many keys it changed, and the users whose keys it could not
+    change."""
 
     last: UUID
     done: int
@@ -50,13 +51,13 @@ class KeyBatch:
 def rewrap(batch: int = 500) -> Iterator[KeyBatch]:
     """Wrap all data keys with the ring's newest key, `batch` of them in each transaction.
 
-    It may run while keys are in use, several times at once, and after an interruption: the data keys themselves do
-    not change. A key that the ring does not open is skipped.
+    It may run while keys are in use, in several processes at once, and again after an interruption: the data keys
+    themselves do not change. A key that the ring does not open is skipped.
     """
     ring: crypto.KeyRing = settings.KEY_RING
     older = [key_id for key_id in ring.ids if key_id != ring.newest]
     broken: set[UUID] = set()
-    wait = False  # in the last round, wait for keys that another rotation has locked: it may be rolled back
+    wait = False  # the last round waits for keys that another rotation has locked, which may be rolled back
     while True:
         after = _BEFORE_ALL
         while found := _rewrap(older, after, batch, wait):
@@ -93,7 +94,7 @@ def count_by_ring_key() -> Counter[str]:
     found: Counter[str] = Counter()
     with keys_in_use() as table:
         found.update(_by_ring_key(table))
-    if has_own_database():  # keys that have not been moved yet
+    if has_own_database():  # counts keys that have not been moved yet
         found.update(_by_ring_key(UserKey.objects.all()))
     del found[UserKey.SEPARATE]
     return found
@@ -116,7 +117,8 @@ class KeyAudit:
 
 
 def move_to_own_database(batch: int = 500) -> int:
-    """Move keys from the main database to the keys' own. It can be repeated after an interruption. Returns how many."""
+    """Move keys from the main database to their own. It can be repeated after an interruption. Returns how many it
+    moved."""
     if not has_own_database():
         return 0
     moved, after = 0, _BEFORE_ALL
@@ -146,7 +148,7 @@ def _move_batch(after: UUID, batch: int) -> KeyBatch | None:
 
 
 def finish_interrupted() -> int:
-    """Finish what was interrupted between the two databases. Returns how many keys of deleted accounts it destroyed.
+    """Finish interrupted steps between the two databases. Returns how many keys of deleted accounts it destroyed.
 
     A key is destroyed only if its account's deletion had begun: a missing account may be restored from a backup.
     """
@@ -163,7 +165,7 @@ def finish_interrupted() -> int:
 
 
 def audit(batch: int = 1000) -> KeyAudit:
-    """Compare accounts with the keys in the keys' own database. Missing markers of accounts' keys are written."""
+    """Compare accounts with the keys in the keys' own database, and write missing markers of accounts' keys."""
     found = KeyAudit()
     if not has_own_database():
         return found
@@ -195,7 +197,7 @@ def _write_markers(user_ids: set[UUID]) -> None:
 
 
 def shred_orphans(user_ids: list[UUID]) -> int:
-    """Destroy the keys of accounts that do not exist (see `audit`) for ever. Returns how many."""
+    """Destroy for ever the keys of accounts that do not exist (see `audit`). Returns how many."""
     gone = set(user_ids) - set(User.objects.filter(pk__in=user_ids).values_list("pk", flat=True))
     with separate_keys() as separate:
         return separate.filter(pk__in=gone).delete()[0]

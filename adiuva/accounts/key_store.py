@@ -25,7 +25,7 @@ def has_own_database() -> bool:
 
 @contextmanager
 def keys_in_use() -> Iterator[QuerySet[Any]]:
-    """The table that keys are read from."""
+    """Return the table that keys are read from."""
     if has_own_database():
         with separate_keys() as separate:
             yield separate
@@ -35,9 +35,9 @@ def keys_in_use() -> Iterator[QuerySet[Any]]:
 
 @contextmanager
 def separate_keys() -> Iterator[QuerySet[SeparateKey]]:
-    """The table in the keys' own database.
+    """Return the table in the keys' own database.
 
-    The connection returns to its pool afterwards, so that no thread holds one while it waits for another database's.
+    The connection then returns to its pool, so that no thread holds it while it waits for another database.
     """
     try:
         _prepare()
@@ -72,7 +72,7 @@ def copy_of(row: UserKey) -> SeparateKey:
 
 
 def is_same_key(one: WrappedKey, other: WrappedKey) -> bool:
-    """Return whether both are the same data key. False also if the ring opens only one of them."""
+    """Return whether both are the same data key. Also False if the ring opens only one of them."""
     if (one.ring_key, bytes(one.wrapped)) == (other.ring_key, bytes(other.wrapped)):
         return True
     try:

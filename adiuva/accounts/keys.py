@@ -2,8 +2,8 @@
 
 A key is stored wrapped (see adiuva.core.crypto) in the main database, or in the keys' own database (key_store.py) if
 ADIUVA_KEYS_DATABASE_URL is set. No transaction spans both databases, so the order of steps matters: a key is written
-before the marker that says where it is, and deleted after its account. What a process that died in between left
-behind, key_maintenance.py finishes.
+before the marker that says where it is, and deleted after its account. If a process dies in between, key_maintenance.py
+finishes its work.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from adiuva.core.errors import NotFound, Unavailable
 log = structlog.get_logger(__name__)
 
 _MAX_OPENED = 1024
-# How long an opened key stays in memory. After a key is destroyed, other processes can use it for as long at most.
+# How long an opened key stays in memory. Other processes can use a destroyed key for at most this long.
 _OPENED_FOR_S = 60.0
 _LONGEST_TRANSACTION = timedelta(minutes=10)
 
-# By user, least recently used first: the cipher, and until when it may be used, on the monotonic clock.
+# By user, least recently used first: the cipher, and until when it may be used on the monotonic clock.
 _opened: OrderedDict[UUID, tuple[crypto.UserCipher, float]] = OrderedDict()
 _guard = threading.Lock()
 
 
 class NoSuchUser(NotFound):
-    """The user was deleted, and the key with them: there is nothing left to read or to write."""
+    """Error for a user who was deleted, and the key with them: there is nothing left to read or to write."""
 
     code = "user_gone"
 
 
 class KeyUnavailable(Unavailable):
-    """The user's key is not where it should be. A new one would make existing data unreadable for ever."""
+    """Error for a key that is not where it should be. A new key would make existing data unreadable for ever."""
 
     code = "key_away"
 
@@ -57,7 +57,8 @@ class KeyUnavailable(Unavailable):
 
 
 def cipher_for(user_id: UUID) -> crypto.UserCipher:
-    """The user's opened data key, created on first use. It may query. Raises NoSuchUser, KeyUnavailable."""
+    """Return the cipher of the user's data key, which it creates on first use. It may query. Raises NoSuchUser,
+    KeyUnavailable."""
     now = time.monotonic()
     with _guard:
         found = _opened.get(user_id)
@@ -77,19 +78,19 @@ def cipher_for(user_id: UUID) -> crypto.UserCipher:
 
 @transaction.atomic
 def shred(user_id: UUID) -> None:
-    """Destroy the key when the surrounding transaction commits. What it sealed is unreadable for ever, also in backups
-    that do not hold the key.
+    """Destroy the key when the surrounding transaction commits. Then nobody can read what it sealed, not even from
+    backups without the key.
 
     Raises KeyUnavailable if the key is in a database that this process is not configured for.
     """
     here = (
         UserKey.objects.select_for_update().filter(pk=user_id).first()
-    )  # waits for a process that is moving it
+    )  # waits for a process that is moving the key
     if here:
         _require_reachable(here)
         here.delete()
     if has_own_database():
-        with separate_keys() as separate:  # lets the sweep finish if this process dies after the commit
+        with separate_keys() as separate:  # the sweep can finish this if the process dies after the commit
             separate.filter(pk=user_id).update(doomed_at=Now())
     forget(user_id)
     transaction.on_commit(lambda: _delete_separate_key(user_id))
@@ -114,7 +115,7 @@ def _find(user_id: UUID) -> WrappedKey | None:
 
 @transaction.atomic
 def _create(user_id: UUID) -> WrappedKey:
-    # The lock allows one process to create the key, and none while the user is being deleted.
+    # The lock lets one process create the key, and none while the user is being deleted.
     user = User.objects.select_for_update(no_key=True).filter(pk=user_id).only("pk").first()
     if user is None or Deletion.objects.filter(pk=user_id).exists():
         raise NoSuchUser("this account no longer exists")
@@ -144,15 +145,16 @@ def _new_key(user_id: UUID) -> dict[str, Any]:
 
 
 def _is_committed(row: WrappedKey) -> bool:
-    """Return whether the key is committed for certain. If not, the current
-    transaction may roll it back: do not cache it."""
+    """Return whether the key is committed for certain. If not, do not cache it: the current transaction may roll it
+    back."""
     if isinstance(row, SeparateKey) or not transaction.get_connection().in_atomic_block:
         return True
     return row.created_at < timezone.now() - _LONGEST_TRANSACTION
 
 
 def _require_reachable(here: UserKey) -> UserKey:
-    """Raises KeyUnavailable if the key is in the keys' own database and this process is not configured for it."""
+    """Raise KeyUnavailable if the key is in the keys' own database and this process is not configured for that
+    database."""
     if here.is_separate and not has_own_database():
         raise KeyUnavailable
     return here
@@ -165,5 +167,5 @@ def _delete_separate_key(user_id: UUID) -> None:
                 separate.filter(pk=user_id).delete()
     except DatabaseError as error:
         log.warning("key.destroy_deferred", user_id=str(user_id), error=type(error).__name__)
-    # Another thread may have opened it again between the delete and the commit.
+    # Another thread may have opened the key again between the delete and the commit.
     forget(user_id)

@@ -16,7 +16,7 @@ from adiuva.accounts.mail_links import Purpose, user_of
 from adiuva.accounts.models import Mail, User
 from adiuva.core.errors import Conflict, Invalid
 
-# Time for the owner of an account to notice that somebody wants its second factor gone.
+# Time for an account's owner to notice that somebody wants its second factor removed.
 FACTOR_RESET_DELAY: Final = timedelta(days=1)
 
 log = structlog.get_logger(__name__)
@@ -27,7 +27,7 @@ class FactorNotRemovable(Conflict):
 
 
 class AddressInUse(Conflict):
-    """Said only to somebody who reads the mails of that address."""
+    """Error that is shown only to somebody who reads the mails of that address."""
 
     code = "address_in_use"
 
@@ -46,14 +46,14 @@ def _valid_address(address: str) -> str:
 
 
 def ask_verification(*, user: User) -> None:
-    """Mail the link once more. Nothing is sent if the address is confirmed. Raises MailNotConfigured."""
+    """Mail the confirmation link once more, unless the address is confirmed. Raises MailNotConfigured."""
     mails.require_configured()
     if user.email_verified_at is None:
         mails.order(Mail.Kind.VERIFY, user=user)
 
 
 def verify_address(*, token: str) -> User:
-    """Raises LinkInvalid, AddressInUse."""
+    """Confirm the address. Raises LinkInvalid, AddressInUse."""
     with _address_taken(), transaction.atomic():
         user = user_of(Purpose.VERIFY, token)
         user.email_verified_at = timezone.now()
@@ -66,7 +66,7 @@ def verify_address(*, token: str) -> User:
 
 
 def ask_password_reset(*, email: str) -> None:
-    """Mail a link to the account of this address, if it has one. It takes and says the same if not.
+    """Mail a reset link to this address's account. Without an account, it takes as long and answers the same.
 
     Raises Invalid (not an address), MailNotConfigured.
     """
@@ -80,7 +80,7 @@ def reset_password(*, token: str, new_password: str) -> User:
         user = user_of(Purpose.RESET, token)
         services.check_password_rules(new_password, user, field="new_password")
         if user.email_verified_at is None:
-            # The person who made the account may not be the one who reads its mails.
+            # The person who made the account may not read the mails of its address.
             second_factors.remove_all(user=user)
             user.email_verified_at = timezone.now()
             user.save(update_fields=["email_verified_at"])
@@ -96,8 +96,8 @@ def reset_password(*, token: str, new_password: str) -> User:
 def ask_factor_removal(*, user: User) -> None:
     """Tell the user by mail that their second factor is said to be lost, and a day later mail the link that removes it.
 
-    For staff, who never see nor set one. The link is not sent if the factor was used meanwhile, and it asks for the
-    password as well. Raises FactorNotRemovable, MailNotConfigured.
+    Staff call this, since they neither see nor set a factor. The link is not sent if the factor was used meanwhile, and
+    it also asks for the password. Raises FactorNotRemovable, MailNotConfigured.
     """
     mails.require_configured()
     if user.email_verified_at is None or not second_factors.methods_of(user):
@@ -109,7 +109,7 @@ def ask_factor_removal(*, user: User) -> None:
 
 
 def remove_factors(*, token: str, password: str) -> User:
-    """Remove all second factors; the password is enough from now on. Raises LinkInvalid, ConfirmationRequired."""
+    """Remove all second factors; from then on the password is enough. Raises LinkInvalid, ConfirmationRequired."""
     with transaction.atomic():
         user = user_of(Purpose.FACTORS, token)
         reauthentication.require(user=user, password=password)
@@ -125,7 +125,8 @@ def remove_factors(*, token: str, password: str) -> User:
 def ask_address_change(*, user: User, email: str) -> None:
     """Mail a link to the new address, and tell the old one. The caller has confirmed that it is the user.
 
-    It says the same if the new address has an account; then its owner is told. Raises Invalid, MailNotConfigured.
+    If the new address has an account, the answer is the same, and a mail tells that account's owner. Raises Invalid,
+    MailNotConfigured.
     """
     mails.require_configured()
     new = _valid_address(email)
@@ -140,7 +141,7 @@ def ask_address_change(*, user: User, email: str) -> None:
 
 
 def confirm_address_change(*, token: str) -> User:
-    """Raises LinkInvalid, AddressInUse."""
+    """Make the new address the account's own. Raises LinkInvalid, AddressInUse."""
     with _address_taken(), transaction.atomic():
         user = user_of(Purpose.NEW_ADDRESS, token)
         old, user.email, user.new_email = user.email, user.new_email, ""
@@ -153,7 +154,7 @@ def confirm_address_change(*, token: str) -> User:
 
 @contextmanager
 def _address_taken() -> Iterator[None]:
-    """Turns the violation of the unique constraint into AddressInUse."""
+    """Turn the violation of the unique constraint into AddressInUse."""
     try:
         yield
     except IntegrityError as error:

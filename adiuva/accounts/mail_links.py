@@ -1,7 +1,7 @@
-"""The secrets in links of mails: signed, for one purpose, for a time, and used once.
+"""Secrets in the links of mails: signed, for one purpose, valid for a time, and used once.
 
-A link holds the user's id and a fingerprint of what it changes. Once that has changed, by this link or otherwise, the
-fingerprint is another one and the link is void; so nothing has to be stored to make it work once.
+A link holds the user's id and a fingerprint of what it changes. When that changes, by this link or otherwise, the
+fingerprint changes and the link is void. So nothing has to be stored to make a link work only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_CHARS = 400
 
 
 class Purpose(Enum):
-    """The purpose of a link, how long the link is valid, and the user's columns that it depends on."""
+    """Purpose of a link, with the time for which the link is valid, and the user's columns that it depends on."""
 
     VERIFY = ("verify", timedelta(days=3), ("email", "email_verified_at"))
     RESET = ("reset", timedelta(hours=1), ("email", "email_verified_at", "password", "last_login"))
@@ -48,7 +48,7 @@ def make_token(purpose: Purpose, user: User) -> str:
 
 
 def user_of(purpose: Purpose, token: str) -> User:
-    """The user of a token, whose row is locked until the end of the transaction: one of several uses at once wins.
+    """Return the user of a token, with the row locked until the transaction ends: of several uses at once, one wins.
 
     Raises LinkInvalid.
     """

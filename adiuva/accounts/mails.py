@@ -1,7 +1,8 @@
-"""Mails to users: ordered in the transaction that they tell of, sent by a worker, tried again while the server is away.
+"""Mails to users: ordered in the transaction that they tell of, and sent by a worker, which tries again while the mail
+server is away.
 
-Recipients are looked up and links are made when a mail is sent. Requests only write a row, which takes the same time
-whether an address has an account or not.
+A request only writes a row, which takes the same time whether an address has an account or not. The worker looks up the
+recipients and makes the links when it sends the mail.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Kind = Mail.Kind
 log = structlog.get_logger(__name__)
 
 _LEASE: Final = timedelta(seconds=90)  # longer than the timeouts of one sending
-_MAX_ATTEMPTS: Final = 12  # with the delays below: about a day
+_MAX_ATTEMPTS: Final = 12  # about a day with the delays below
 _FIRST_DELAY: Final = timedelta(seconds=30)
 _LONGEST_DELAY: Final = timedelta(hours=4)
 _PER_SWEEP: Final = 200
@@ -48,7 +49,7 @@ class MailNotConfigured(Unavailable):
 
 
 def require_configured() -> None:
-    """Raises MailNotConfigured."""
+    """Raise MailNotConfigured unless a mail server is configured."""
     if not settings.MAIL_ENABLED:
         raise MailNotConfigured
 
@@ -61,9 +62,10 @@ def order(
     about: UUID | None = None,
     after: timedelta = timedelta(0),
 ) -> None:
-    """Have a mail sent after the commit, or a time later. Without a mail server nothing is sent.
+    """Have a mail sent after the commit, or some time later. Without a mail server nothing is sent.
 
-    `address`: where to, if it is not where the user's mails go at the time of sending. `about`: the row it tells of.
+    `address`: the recipient, if it is not the user's address at the time of sending. `about`: the row that the mail
+    tells of.
     """
     if not settings.MAIL_ENABLED:
         return
@@ -75,7 +77,7 @@ def order(
 
 
 def send_now(kind: Mail.Kind, *, about: UUID) -> None:
-    """Send a mail that was ordered for later, and was not sent yet, after the commit."""
+    """Send a mail after the commit that was ordered for later and was not sent yet."""
     waiting = Mail.objects.filter(kind=kind, about=about, not_before__gt=Now())
     for mail_id in waiting.values_list("pk", flat=True):
         enqueue_on_commit("accounts.send_mail", mail_id)
@@ -83,7 +85,8 @@ def send_now(kind: Mail.Kind, *, about: UUID) -> None:
 
 
 def order_password_reset(*, user: User) -> None:
-    """Mail the user a link to set a new password. For staff, who never set one. Raises MailNotConfigured."""
+    """Mail the user a link to set a new password. Staff call this, since they never set one. Raises
+    MailNotConfigured."""
     require_configured()
     order(Kind.RESET, user=user)
 
@@ -92,7 +95,7 @@ def order_password_reset(*, user: User) -> None:
 
 
 def send(mail_id: UUID) -> None:
-    """Send a mail that is due, unless another worker does. A failure puts it off; after about a day it is given up."""
+    """Send a mail that is due, unless another worker does. A failed mail is tried again later, for about a day."""
     due = Mail.objects.filter(pk=mail_id, not_before__lte=Now())
     found = leases.claim(due, _LEASE)
     if not found:
@@ -110,7 +113,7 @@ def send(mail_id: UUID) -> None:
 
 
 def sweep() -> None:
-    """Start the mails that are due: those that were put off, and those whose task or worker was lost."""
+    """Start sending due mails: those that were put off, and those of a task or worker that was lost."""
     leases.reclaim(Mail.objects.all())
     due = Mail.objects.filter(leases.is_free(), not_before__lte=Now()).order_by("not_before")
     for mail_id in due.values_list("pk", flat=True)[:_PER_SWEEP]:
@@ -119,7 +122,7 @@ def sweep() -> None:
 
 def _put_off(mail: Mail, lease: leases.Lease[Mail], error: Exception) -> None:
     attempts = mail.attempts + 1
-    # A refused recipient stays refused; other answers of the server may change.
+    # The server will refuse this recipient again; its other answers may change.
     final = isinstance(error, smtplib.SMTPRecipientsRefused) or attempts >= _MAX_ATTEMPTS
     event = "mail.given_up" if final else "mail.put_off"
     log.warning(event, mail_id=str(mail.pk), kind=mail.kind, attempts=attempts, error=type(error).__name__)
@@ -135,7 +138,7 @@ def _put_off(mail: Mail, lease: leases.Lease[Mail], error: Exception) -> None:
 
 @dataclass(frozen=True)
 class Letter:
-    """A mail as it is sent. `template` is a file of `templates/<folder>/mail/`, and its first line is the subject."""
+    """Mail as it is sent. `template` is a file of `templates/<folder>/mail/`; its first line is the subject."""
 
     to: str
     template: str
@@ -150,12 +153,13 @@ _composers: dict[str, Compose] = {}
 
 
 def compose_with(kinds: Iterable[Mail.Kind], compose: Compose) -> None:
-    """Let the app that mails of these kinds belong to say what they are: no letter if the reason is gone."""
+    """Register an app's function that composes mails of these kinds. It returns no letter if the reason for the mail is
+    gone."""
     _composers.update(dict.fromkeys(kinds, compose))
 
 
 def _letters(mail: Mail) -> Iterator[Letter]:
-    """Return the mails to send: often one, none if the reason for the mail is gone."""
+    """Return the mails to send: usually one, and none if the reason for the mail is gone."""
     if (compose := _composers.get(mail.kind)) is not None:
         yield from compose(mail)
         return
@@ -181,7 +185,7 @@ def _letters(mail: Mail) -> Iterator[Letter]:
             else:
                 yield _with_link(user, mail.address, "new_address", Purpose.NEW_ADDRESS, "confirm-address")
         case Kind.FACTOR_RESET:
-            # A factor that was used since is not lost, and its owner was told of this mail a day ago.
+            # A factor that was used since is not lost; a mail told its owner of this one a day ago.
             if user.is_active and user.email == mail.address and not used_since(user, mail.created_at):
                 yield _with_link(user, user.email, "factor_reset", Purpose.FACTORS, "remove-factors")
         case _:
@@ -189,7 +193,8 @@ def _letters(mail: Mail) -> Iterator[Letter]:
 
 
 def _accounts_to_reset(address: str) -> list[User]:
-    """The account that confirmed the address, else the newest that has it: who reads the mail confirms it."""
+    """Return the account that confirmed the address, or else the newest that has it: whoever reads the mail confirms
+    it."""
     found = list(User.objects.at_address(address).sign_in_candidates())
     return [user for user in found[-1:] if user.is_active]
 

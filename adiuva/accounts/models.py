@@ -25,7 +25,7 @@ from adiuva.core.sealed import SealedTextField
 
 
 class PlanName(models.TextChoices):
-    """The price plans there are. The column and the wire call it `tier`; what each allows is a row of billing."""
+    """Price plans. The column and the wire call them `tier`; a row of billing says what each allows."""
 
     FREE = "free"
     PRO = "pro"
@@ -35,14 +35,14 @@ class PlanName(models.TextChoices):
 
 class UserQuerySet(models.QuerySet["User"]):
     def at_address(self, email: str) -> UserQuerySet:
-        """Accounts of this address, confirmed or not. None if it is no address."""
+        """Return accounts of this address, confirmed or not; none if it is no address."""
         try:
             return self.filter(email=addresses.normalize(email))
         except addresses.AddressInvalid:
             return self.none()
 
     def with_address_part(self, part: str) -> UserQuerySet:
-        """Accounts whose address has words that begin with those of `part`."""
+        """Return accounts whose address has words that begin with those of `part`."""
         query = address_query(part)
         return (
             self.none()
@@ -57,7 +57,7 @@ class UserQuerySet(models.QuerySet["User"]):
         return self.filter(email_verified_at__isnull=True).order_by("-created_at", "-id")[:1]
 
     def sign_in_candidates(self) -> UserQuerySet:
-        """At most two: the newest that is not confirmed, then the confirmed one."""
+        """Return at most two accounts: the newest that is not confirmed, then the confirmed one."""
         chosen = Q(email_verified_at__isnull=False) | Q(pk__in=self.newest_unconfirmed().values("pk"))
         return self.filter(chosen).order_by(F("email_verified_at").asc(nulls_first=True))
 
@@ -73,7 +73,8 @@ class UserManager(BaseUserManager["User"]):
         return self.get_queryset().with_address_part(part)
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """Create a user without checking the rules for passwords, which is up to the caller (see services.register)."""
+        """Create a user without checking the rules for passwords, which is the caller's task (see
+        services.register)."""
         try:
             user = self.model(email=addresses.normalize(email), **fields)
         except addresses.AddressInvalid as error:
@@ -84,12 +85,12 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """Create a user for whose address somebody vouches who may start programs on the server."""
+        """Create a superuser. Whoever may start programs on the server vouches for the address."""
         vouched = {"is_staff": True, "is_superuser": True, "email_verified_at": now()}
         return self.create_user(email, password, **{**vouched, **fields})
 
     def get_by_natural_key(self, username: str | None) -> User:
-        """The account that confirmed this address, else the newest one that has it."""
+        """Return the account that confirmed this address, or else the newest that has it."""
         found = list(self.at_address(username or "").sign_in_candidates())
         if not found:
             raise User.DoesNotExist
@@ -148,8 +149,8 @@ class User(QuicklyRead, AbstractBaseUser, PermissionsMixin):
         ]
         constraints = [
             models.CheckConstraint(condition=Q(email=Lower("email")), name="user_email_lower"),
-            # Accounts that did not confirm the address do not count: whoever registers an address cannot learn from
-            # the answer whether it has an account, nor keep its owner from making one.
+            # Accounts that did not confirm the address do not count. So whoever registers an address neither learns
+            # from the answer whether it has an account, nor keeps its owner from making one.
             models.UniqueConstraint(
                 fields=["email"],
                 condition=Q(email_verified_at__isnull=False),
@@ -161,7 +162,7 @@ class User(QuicklyRead, AbstractBaseUser, PermissionsMixin):
 
     @classmethod
     def normalize_username(cls, username: Any) -> Any:
-        """An e-mail address as it is stored and looked up; what is no address stays as it is."""
+        """Return an e-mail address as it is stored and looked up; other texts stay as they are."""
         try:
             return addresses.normalize(username)
         except addresses.AddressInvalid:
@@ -182,14 +183,14 @@ class User(QuicklyRead, AbstractBaseUser, PermissionsMixin):
 
 
 def _composed(password: Any) -> Any:
-    """One form for what is typed as ü or as u and an accent, depending on the keyboard (NFC, as RFC 8265 asks)."""
+    """Return one form for ü and for u with an accent, which keyboards type differently (NFC, as RFC 8265 asks)."""
     return unicodedata.normalize("NFC", password) if isinstance(password, str) else password
 
 
 class Mail(Leased):
-    """A mail that is to be sent. The row is deleted when the mail server has taken the mail.
+    """Mail that waits to be sent. The row is deleted when the mail server has taken the mail.
 
-    What it says is composed when it is sent, so that no link with a secret waits in the database.
+    Its text is composed when it is sent, so that no link with a secret waits in the database.
     """
 
     class Kind(models.TextChoices):
@@ -215,8 +216,8 @@ class Mail(Leased):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(max_length=24, choices=Kind)
     user = models.ForeignKey(User, on_delete=models.CASCADE, null=True, related_name="+")
-    # Blank: the user's address at the time of sending. Of a reset, the address that somebody typed: only the worker
-    # looks whether it has an account, so that the answer to a reset takes the same time for all addresses.
+    # Blank: the user's address at the time of sending. For a reset, the address that somebody typed: only the worker
+    # looks whether it has an account, so that the answer takes the same time for all addresses.
     address = models.EmailField(blank=True)
     about = models.UUIDField(null=True, help_text="the row that it tells of, of which sending reads the rest")
     attempts = models.PositiveSmallIntegerField(default=0)
@@ -236,7 +237,7 @@ class Mail(Leased):
 
 
 class Deletion(Leased):
-    """A closed account: its key is destroyed, and a worker deletes its rows. It goes with the last of them."""
+    """Closed account whose key is destroyed and whose rows a worker deletes. This row goes with the last of them."""
 
     user = models.OneToOneField(User, models.CASCADE, primary_key=True, related_name="deletion")
     began_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -246,7 +247,7 @@ class Deletion(Leased):
 
 
 class RevokedReason(models.TextChoices):
-    """Why a session ended before it expired."""
+    """Reason why a session ended before it expired."""
 
     LOGOUT = "logout", "signed out"
     OTHER_DEVICE = "other_device", "signed out from another device"
@@ -262,18 +263,18 @@ class SessionQuerySet(models.QuerySet["Session"]):
         return self.filter(revoked_at__isnull=True)
 
     def live(self, at: Any = None) -> SessionQuerySet:
-        """Sessions that still authenticate: now, or at some time."""
+        """Return the sessions that still authenticate, now or at some time."""
         return self.unrevoked().filter(expires_at__gt=now() if at is None else at, user__is_active=True)
 
     def end(self, reason: RevokedReason) -> int:
-        """Revoke them all. Those revoked before keep their reason and are not counted. Returns how many ended."""
+        """Revoke all sessions. Those revoked before keep their reason and are not counted. Returns how many ended."""
         return self.unrevoked().update(revoked_at=Now(), revoked_reason=reason)
 
 
 class Session(QuicklyRead):
-    """A signed-in device or browser, with its family of refresh tokens.
+    """Device or browser that is signed in, with its family of refresh tokens.
 
-    Only a token of the newest `generation` refreshes it; see services.refresh.
+    Only a token of the newest `generation` refreshes the session; see services.refresh.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -312,9 +313,10 @@ class Session(QuicklyRead):
 
 
 class SessionChange(models.Model):
-    """A session that was revoked or deleted, or whose account's plan changed or was deactivated. Triggers write it.
+    """Note that a session was revoked or deleted, or that its account's plan changed or it was deactivated. Triggers
+    write it.
 
-    Kept for a day. It names no account, so nothing of a deleted one stays.
+    It is kept for a day. It names no account, so nothing of a deleted account stays.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -326,14 +328,14 @@ class SessionChange(models.Model):
 
 
 class Totp(models.Model):
-    """An authenticator app of a user (RFC 6238). It counts once it was confirmed by a first code."""
+    """Authenticator app of a user (RFC 6238). It counts once a first code has confirmed it."""
 
     user = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="totp")
     secret = SealedTextField()
     confirmed_at = models.DateTimeField(null=True)
     last_step = models.BigIntegerField(
         default=-1
-    )  # the 30 seconds whose code was last used: each counts once
+    )  # the last 30 seconds whose code was used: each code counts once
     created_at = models.DateTimeField(default=now)
 
     class Meta:
@@ -344,13 +346,13 @@ class Totp(models.Model):
 
 
 class Passkey(models.Model):
-    """A public key whose private half is on a device of the user (WebAuthn)."""
+    """Passkey's public key; the private half is on a device of the user (WebAuthn)."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="passkeys")
     credential_id = models.BinaryField(unique=True)
     credential = models.BinaryField()  # fido2's AttestedCredentialData: nothing in it is secret
-    sign_count = models.BigIntegerField(default=0)  # of devices that count; one that goes back was copied
+    sign_count = models.BigIntegerField(default=0)  # some devices count their uses; a count that goes back shows a copy
     name = SealedTextField()
     created_at = models.DateTimeField(default=now)
     last_used_at = models.DateTimeField(null=True)
@@ -360,7 +362,7 @@ class Passkey(models.Model):
 
 
 class RecoveryCode(models.Model):
-    """One of the codes that replace a lost second factor, each once. Hashed: they are random and long."""
+    """Recovery code, which replaces a lost second factor once. It is stored as a hash, since it is random and long."""
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="recovery_codes", db_index=False)
     code_hash = models.BinaryField()
@@ -374,7 +376,7 @@ class RecoveryCode(models.Model):
 
 
 class WrappedKey(models.Model):
-    """A user's data key, wrapped by a key of the ring. Without this row, everything the key sealed is unreadable."""
+    """Data key of a user, wrapped by a key of the ring. Without this row, nobody can read what the key sealed."""
 
     ring_key = models.CharField(max_length=64, db_index=True)
     wrapped = models.BinaryField()
@@ -391,12 +393,12 @@ class WrappedKey(models.Model):
 
 
 class UserKey(WrappedKey):
-    """The key itself, or a marker that the key is in the keys' own database (SeparateKey).
+    """Wrapped key itself, or a marker that the key is in the keys' own database (SeparateKey).
 
     If there is a marker but no key, no new key may be made: existing data would become unreadable.
     """
 
-    SEPARATE = ":apart"  # in place of a ring key's id, which contains no colon
+    SEPARATE = ":apart"  # stands in place of a ring key's id, which contains no colon
 
     user = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="+")
 
@@ -409,7 +411,7 @@ class UserKey(WrappedKey):
 
 
 class SeparateKey(WrappedKey):
-    """A key in the keys' own database, which holds nothing else. keys.py creates the table."""
+    """Wrapped key in the keys' own database, which holds nothing else. keys.py creates the table."""
 
     user_id = models.UUIDField(primary_key=True)
     doomed_at = models.DateTimeField(null=True, help_text="When the deletion of its account began.")
@@ -420,7 +422,7 @@ class SeparateKey(WrappedKey):
 
 
 class StaffAction(models.Model):
-    """An action of staff on an account. Its owner can read it; values are never in it."""
+    """Action of staff on an account. The account's owner can read it; it never holds values."""
 
     class Kind(models.TextChoices):
         CHANGED = "changed", "changed the account"

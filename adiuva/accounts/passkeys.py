@@ -1,7 +1,7 @@
-"""Passkeys (WebAuthn): challenges for browsers, and what browsers answer to them.
+"""Passkeys (WebAuthn): challenges for browsers, and browsers' answers to them.
 
-A challenge waits in Redis under a handle for a few minutes, is for one purpose and one user, and is used once. If Redis
-forgets it, the browser asks for another one.
+A challenge waits in Redis under a handle for a few minutes. It is for one purpose and one user, and is used once. If
+Redis forgets it, the browser asks for another one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_PER_USER: Final = 20
 
 @dataclass(frozen=True)
 class Assertion:
-    """A browser's answer to a challenge: the challenge's handle, and the credential as `toJSON()` gives it."""
+    """Answer of a browser to a challenge: the challenge's handle, and the credential as `toJSON()` gives it."""
 
     handle: str
     credential: dict[str, Any]
@@ -58,11 +58,11 @@ class PasskeyRefused(Invalid):
 
 
 def challenge_to_register(user: User) -> tuple[str, dict[str, Any]]:
-    """(handle, options for `navigator.credentials.create`)."""
+    """Return (handle, options for `navigator.credentials.create`)."""
     options, state = _server().register_begin(
         PublicKeyCredentialUserEntity(id=user.pk.bytes, name=user.email, display_name=user.email),
         credentials=_credentials(user),
-        # Found without an address, so that one can sign in with it alone.
+        # The browser finds such a key without an address, so a user can sign in with it alone.
         resident_key_requirement=ResidentKeyRequirement.PREFERRED,
         user_verification=UserVerificationRequirement.PREFERRED,
     )
@@ -70,7 +70,7 @@ def challenge_to_register(user: User) -> tuple[str, dict[str, Any]]:
 
 
 def challenge(purpose: str, user: User | None) -> tuple[str, dict[str, Any]]:
-    """(handle, options for `navigator.credentials.get`).
+    """Return (handle, options for `navigator.credentials.get`).
 
     Without a user the browser offers the passkeys it has, and the device must verify its owner: such a passkey stands
     for password and second factor.
@@ -110,19 +110,19 @@ def register(answer: Assertion, *, user: User, name: str) -> Passkey:
 
 
 def accepts(answer: Assertion, *, purpose: str, user: User) -> bool:
-    """Return whether it is a passkey of this user, and a fresh answer to a challenge for this purpose."""
+    """Return whether this is a passkey of the user, and a fresh answer to a challenge for this purpose."""
     state = _take(answer.handle, purpose, user)
     return state is not None and _verified(answer, state, Passkey.objects.filter(user=user)) is not None
 
 
 def user_of(answer: Assertion) -> User | None:
-    """The active user whose passkey answered a challenge that was for nobody in particular."""
+    """Return the active user whose passkey answered a challenge that was for nobody in particular."""
     state = _take(answer.handle, "sign in", None)
     found = _verified(answer, state, Passkey.objects.filter(user__is_active=True)) if state else None
     return found.user if found else None
 
 
-# What fido2 raises for answers that are not well formed, not signed by the key, or not for us.
+# fido2 raises these for answers that are not well formed, not signed by the key, or not for us.
 _REFUSALS = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
@@ -136,7 +136,7 @@ def _verified(answer: Assertion, state: dict[str, Any], among: Any) -> Passkey |
     except _REFUSALS as error:
         log.info("passkey.refused", error=type(error).__name__)
         return None
-    # A counter that does not go up belongs to a copy of the key. Most passkeys do not count: theirs stays 0.
+    # A counter that does not go up belongs to a copy of the key. Most passkeys do not count: their counter stays 0.
     count = response.response.authenticator_data.counter
     newer = Q(sign_count__lt=count) | Q(sign_count=0) if count else Q(sign_count=0)
     used = Passkey.objects.filter(newer, pk=row.pk).update(sign_count=count, last_used_at=timezone.now())
@@ -149,7 +149,7 @@ def _verified(answer: Assertion, state: dict[str, Any], among: Any) -> Passkey |
 
 
 def _server() -> Fido2Server:
-    """Passkeys belong to the host of settings.PUBLIC_URL, and work on pages that it serves."""
+    """Return fido2's server. Passkeys belong to the host of settings.PUBLIC_URL, and work on pages that it serves."""
     public = urlsplit(settings.PUBLIC_URL)
     host = public.hostname or "localhost"
 
@@ -174,7 +174,7 @@ def _keep(state: dict[str, Any], purpose: str, user: User | None) -> str:
 
 
 def _take(handle: str, purpose: str, user: User | None) -> dict[str, Any] | None:
-    """The state of a challenge, once: several requests may read it, but only one deletes it."""
+    """Return the state of a challenge, once: several requests may read it, but only one deletes it."""
     key = _key(handle, purpose, user)
     found: dict[str, Any] | None = cache.get(key)
     return found if found and cache.delete(key) else None

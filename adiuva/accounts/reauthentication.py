@@ -1,4 +1,4 @@
-"""Re-authentication within the request for an action that cannot be undone: a stolen token alone is not enough."""
+"""Re-authentication within the request for an action that cannot be undone. A stolen token alone is not enough."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ConfirmationRequired(Forbidden):
 
 
 def require(*, user: User, password: str = "", passkey: Assertion | None = None) -> None:
-    """Raises ConfirmationRequired unless the password is right, or the passkey answers a challenge to confirm."""
+    """Raise ConfirmationRequired unless the password is right, or the passkey answers a challenge to confirm."""
     if passkey:
         if not passkeys.accepts(passkey, purpose=PURPOSE, user=user):
             raise ConfirmationRequired("this passkey was not accepted", fields={"passkey": ["Not accepted."]})

@@ -1,7 +1,7 @@
 """Second factors: an authenticator app, passkeys, and recovery codes for when both are lost.
 
-An account has a second factor when it has a confirmed app or a passkey. Then the password alone opens no session.
-Each code and each challenge is used once, by a conditional UPDATE: of several uses at once, one wins.
+An account with a confirmed app or a passkey has a second factor, and the password alone opens no session. A conditional
+UPDATE uses up each code and each challenge, so that of several uses at once, one wins.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ TICKET_LIFE: Final = timedelta(minutes=10)
 _TICKET_SALT: Final = "adiuva second factor"
 _STEP_S: Final = 30
 _RECOVERY_CODES: Final = 10
-_CODE_BYTES: Final = 10  # 80 bits: too many to try, so that a plain hash is enough
+_CODE_BYTES: Final = 10  # 80 bits are too many to try, so a plain hash is enough
 
 
 class SecondFactorRequired(Forbidden):
-    """The password is right and not enough. `ticket` goes to /auth/login/second-factor, with one of `methods`."""
+    """Error for a right password that is not enough. `ticket` goes to /auth/login/second-factor, with one of
+    `methods`."""
 
     code = "second_factor_required"
 
@@ -66,7 +67,7 @@ class TotpExists(Conflict):
 
 @dataclass(frozen=True)
 class Proof:
-    """A second factor as it is offered: one of these."""
+    """Second factor that somebody offers: one of these."""
 
     code: str = ""
     recovery_code: str = ""
@@ -77,7 +78,7 @@ class Proof:
 
 
 def methods_of(user: User) -> list[str]:
-    """`totp`, `passkey`, `recovery_code`: those that this user can offer. Empty: the password is enough."""
+    """Return those of `totp`, `passkey` and `recovery_code` that this user can offer. Empty: the password is enough."""
     found = []
     if Totp.objects.filter(user=user, confirmed_at__isnull=False).exists():
         found.append("totp")
@@ -89,12 +90,13 @@ def methods_of(user: User) -> list[str]:
 
 
 def make_ticket(user: User) -> str:
-    """Proof that the password was right, for a time and as long as it is the password."""
+    """Return a ticket that proves that the password was right, valid for a time and while the password stays the
+    same."""
     return signing.dumps([user.pk.hex, _password_mark(user)], salt=_TICKET_SALT)
 
 
 def user_of_ticket(ticket: str) -> User:
-    """Raises SecondFactorRefused."""
+    """Return the user of a ticket. Raises SecondFactorRefused."""
     try:
         user_id, mark = signing.loads(ticket, salt=_TICKET_SALT, max_age=TICKET_LIFE)
     except signing.BadSignature:
@@ -106,7 +108,7 @@ def user_of_ticket(ticket: str) -> User:
 
 
 def require(user: User, proof: Proof) -> None:
-    """Use up the proof. Raises SecondFactorRefused."""
+    """Use up the proof. Raises SecondFactorRefused unless it is valid."""
     if proof.passkey:
         accepted = passkeys.accepts(proof.passkey, purpose="second factor", user=user)
     elif proof.recovery_code:
@@ -128,7 +130,7 @@ def _use_totp(user: User, code: str) -> bool:
 
 
 def _use_step(row: Totp, code: str) -> bool:
-    """Return whether the code is that of these 30 seconds, or of those before or after them, and was not used."""
+    """Return whether the code is of these 30 seconds, or of those before or after them, and was not used."""
     typed = "".join(code.split())
     if not (typed.isascii() and typed.isdigit()):
         return False
@@ -150,7 +152,7 @@ def _use_recovery_code(user: User, code: str) -> bool:
 
 @transaction.atomic
 def start_totp(*, user: User) -> tuple[str, str]:
-    """(secret, otpauth:// address) of an app that does not count before `confirm_totp`. Raises TotpExists."""
+    """Return (secret, otpauth:// address) of an app that does not count before `confirm_totp`. Raises TotpExists."""
     User.objects.select_for_update(no_key=True).get(pk=user.pk)
     if Totp.objects.filter(user=user, confirmed_at__isnull=False).exists():
         raise TotpExists
@@ -167,7 +169,7 @@ def address_of(user: User, secret: str) -> str:
 
 
 def pending_totp(user: User) -> str | None:
-    """The secret of an app that waits to be confirmed."""
+    """Return the secret of an app that waits to be confirmed."""
     row = Totp.objects.filter(user=user, confirmed_at__isnull=True).first()
     return Totp.secret.unseal_from(cipher_for(user.pk), row) if row else None
 
@@ -184,7 +186,7 @@ def confirm_totp(*, user: User, code: str) -> list[str]:
 
 @transaction.atomic
 def remove_totp(*, user: User) -> None:
-    """Raises NotFound."""
+    """Remove the app. Raises NotFound."""
     if not Totp.objects.filter(user=user, confirmed_at__isnull=False).delete()[0]:
         raise NotFound("this account has no authenticator app")
     _removed(user)
@@ -195,14 +197,14 @@ def remove_totp(*, user: User) -> None:
 
 @transaction.atomic
 def add_passkey(*, user: User, attestation: Assertion, name: str) -> tuple[Passkey, list[str]]:
-    """The passkey, and new recovery codes if the account had none. Raises Invalid."""
+    """Store the passkey. Returns it, and new recovery codes if the account had none. Raises Invalid."""
     passkey = passkeys.register(attestation, user=user, name=name)
     return passkey, _added(user)
 
 
 @transaction.atomic
 def remove_passkey(*, user: User, passkey_id: UUID) -> None:
-    """Raises NotFound."""
+    """Remove a passkey. Raises NotFound."""
     if not Passkey.objects.filter(user=user, pk=passkey_id).delete()[0]:
         raise NotFound("there is no such passkey")
     _removed(user)
@@ -210,7 +212,7 @@ def remove_passkey(*, user: User, passkey_id: UUID) -> None:
 
 @transaction.atomic
 def new_recovery_codes(*, user: User) -> list[str]:
-    """Ten codes that replace all before. They are shown once. Raises Conflict."""
+    """Make ten codes that replace all earlier ones. They are shown once. Raises Conflict."""
     if not methods_of(user):
         raise Conflict("recovery codes are for accounts with an authenticator app or a passkey")
     mails.order(Mail.Kind.FACTOR_ADDED, user=user)
@@ -219,7 +221,7 @@ def new_recovery_codes(*, user: User) -> list[str]:
 
 @transaction.atomic
 def remove_all(*, user: User) -> None:
-    """The password is enough from now on."""
+    """Remove all second factors; from then on the password is enough."""
     had = methods_of(user)
     for model in (Totp, Passkey, RecoveryCode):
         model.objects.filter(user=user).delete()

@@ -38,9 +38,9 @@ from adiuva.core.pruning import delete_in_batches
 log = structlog.get_logger(__name__)
 
 MAX_PASSWORD_CHARS = 1000  # longer ones add no security and cost time to hash
-_HASHES_OF_A_REFUSAL = 2  # as many accounts as one sign-in compares the password with
+_HASHES_OF_A_REFUSAL = 2  # one sign-in compares the password with as many accounts
 _LAST_USED_STEP = timedelta(minutes=1)  # a session's `last_used_at` is written at most this often
-_ENDED_SESSIONS_KEPT = timedelta(days=30)  # users and staff can see how a session ended
+_ENDED_SESSIONS_KEPT = timedelta(days=30)  # so long can users and staff see how a session ended
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -73,8 +73,8 @@ class RefreshTokenReused(NotAuthenticated):
 def register(*, email: str, password: str, user_agent: str = "") -> TokenPair:
     """Create an account and sign in. Raises Invalid (weak password, invalid address).
 
-    Whether the address has an account already is not said: this makes another one, whose address is not confirmed,
-    and a mail tells the owner. Without a mail server, which could tell, it raises EmailTaken.
+    The answer does not say whether the address has an account already. If it has, this makes another account with an
+    unconfirmed address, and a mail tells the owner. Without a mail server, it raises EmailTaken.
     """
     check_password_rules(password, User(email=email), field="password")
     try:
@@ -91,7 +91,7 @@ def register(*, email: str, password: str, user_agent: str = "") -> TokenPair:
 
 
 def _require_free(email: str) -> None:
-    """Raises EmailTaken. One of several who register an address at once gets it."""
+    """Raise EmailTaken if the address has an account. Of several who register an address at once, one gets it."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('adiuva register'))")
     if User.objects.at_address(email).exists():
@@ -99,10 +99,10 @@ def _require_free(email: str) -> None:
 
 
 def check_credentials(*, email: str, password: str) -> User:
-    """The active account of this address and password. Raises InvalidCredentials.
+    """Return the active account of this address and password. Raises InvalidCredentials.
 
-    An address can have an account that confirmed it and others that did not; of these the newest counts. A refusal
-    costs two hashes whatever is wrong, so that its time tells nothing.
+    An address can have one account that confirmed it and others that did not, of which the newest counts. A refusal
+    always costs two hashes, so that its time does not tell what is wrong.
     """
     found: list[User] = list(User.objects.at_address(email).sign_in_candidates())
     for user in found:
@@ -114,9 +114,8 @@ def check_credentials(*, email: str, password: str) -> User:
 
 
 def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
-    """Open a session. Raises InvalidCredentials, which takes as long and says the same whatever is wrong, or
-    SecondFactorRequired.
-    """
+    """Open a session. Raises SecondFactorRequired, or InvalidCredentials, which takes as long and says the same
+    whatever is wrong."""
     user = check_credentials(email=email, password=password)
     if second_factors.methods_of(user):
         raise second_factors.SecondFactorRequired(user)
@@ -124,14 +123,14 @@ def login(*, email: str, password: str, user_agent: str = "") -> TokenPair:
 
 
 def login_with_second_factor(*, ticket: str, proof: Proof, user_agent: str = "") -> TokenPair:
-    """The second step of a sign-in. Raises SecondFactorRefused, InvalidCredentials."""
+    """Finish a sign-in with its second step. Raises SecondFactorRefused, InvalidCredentials."""
     user = second_factors.user_of_ticket(ticket)
     second_factors.require(user, proof)
     return tokens.issue(open_session(user=user, user_agent=user_agent))
 
 
 def login_with_passkey(*, passkey: Assertion, user_agent: str = "") -> TokenPair:
-    """Sign in with a passkey alone, whose device verified its owner. Raises SecondFactorRefused."""
+    """Sign in with a passkey alone, if its device verified the owner. Raises SecondFactorRefused."""
     user = passkeys.user_of(passkey)
     if user is None:
         raise second_factors.SecondFactorRefused
@@ -140,11 +139,11 @@ def login_with_passkey(*, passkey: Assertion, user_agent: str = "") -> TokenPair
 
 @transaction.atomic
 def open_session(*, user: User, user_agent: str, way: Way = "password") -> Session:
-    """A session for a user who was recognised. Raises InvalidCredentials if the password has changed since, and what
-    a rule refuses this way of signing in with.
-    """
+    """Open a session for a recognised user. Raises InvalidCredentials if the password has changed since, or the error
+    of a rule that refuses this way of signing in."""
     sign_in_rules.require_allowed(user.pk, way)
-    # This locks the row: the password cannot change, nor the account be deactivated, before the session is open.
+    # This locks the row, so that the password cannot change, nor the account be deactivated, before the session is
+    # open.
     unchanged = User.objects.filter(pk=user.pk, password=user.password, is_active=True)
     if not unchanged.update(last_login=timezone.now()):
         raise InvalidCredentials
@@ -152,9 +151,9 @@ def open_session(*, user: User, user_agent: str, way: Way = "password") -> Sessi
 
 
 def refresh(*, refresh_token: str) -> TokenPair:
-    """The tokens of the next generation. Raises NotAuthenticated, or RefreshTokenReused for an old token.
+    """Return the tokens of the next generation. Raises NotAuthenticated, or RefreshTokenReused for an old token.
 
-    Raises what a rule ends the session with (adiuva.accounts.sign_in_rules).
+    Also raises the error of a rule that ends the session (adiuva.accounts.sign_in_rules).
 
     The generation before the newest is accepted for settings.REFRESH_GRACE: the answer may have been lost, or two
     requests of the client raced. An older token must have been stolen, so the whole session ends (RFC 9700, 4.14.2).
@@ -187,7 +186,7 @@ def refresh(*, refresh_token: str) -> TokenPair:
 
 
 def authenticate(*, access_token: str) -> Session:
-    """The live session of an access token, with its user, in one query. Raises NotAuthenticated."""
+    """Return the live session of an access token, with its user, in one query. Raises NotAuthenticated."""
     claims = tokens.verify(access_token, "access")
     session = session_check.find_live(session_id=claims.session_id, user_id=claims.user_id)
     if session is None:
@@ -199,7 +198,7 @@ def authenticate(*, access_token: str) -> Session:
 
 
 def find_browser_session(*, user_id: UUID, session_id: UUID) -> Session | None:
-    """The live session of a browser; it counts as used."""
+    """Return the live session of a browser; it counts as used."""
     session = Session.objects.live().filter(pk=session_id, user_id=user_id).first()
     if session is not None and timezone.now() - session.last_used_at >= _LAST_USED_STEP:
         Session.objects.filter(pk=session.pk).update(last_used_at=timezone.now())
@@ -210,17 +209,18 @@ def find_browser_session(*, user_id: UUID, session_id: UUID) -> Session | None:
 
 
 def issue_ticket(*, session: Session) -> tuple[str, int]:
-    """A one-time ticket for the device socket, and when it expires, in Unix seconds. Browsers need it."""
+    """Return a one-time ticket for the device socket, which browsers need, and its expiry in Unix seconds."""
     ticket = secrets.token_urlsafe(32)
     cache.set(_ticket_key(ticket), f"{session.user_id} {session.pk}", settings.TICKET_LIFE.total_seconds())
     return ticket, int((timezone.now() + settings.TICKET_LIFE).timestamp())
 
 
 def redeem_ticket(ticket: str) -> Session:
-    """The session, with its user, of a ticket that has not expired and was not redeemed. Raises NotAuthenticated."""
+    """Return the session, with its user, of a ticket that has not expired and was not redeemed. Raises
+    NotAuthenticated."""
     key = _ticket_key(ticket)
     found = cache.get(key)
-    # Several requests may read it, but only one deletes it.
+    # Several requests may read the ticket, but only one deletes it.
     if not isinstance(found, str) or not cache.delete(key):
         raise NotAuthenticated("the ticket is not valid, or was used, or has expired")
     user_id, session_id = (UUID(part) for part in found.split())
@@ -283,7 +283,7 @@ def set_password(*, user: User, password: str, keep: Session | None = None) -> N
 
 def deactivate(*, users: QuerySet[User]) -> int:
     """Deactivate accounts and end their sessions; nothing is deleted. Returns how many were active."""
-    # One by one: whoever locks two accounts locks first the one that pays for the other, which is not known here.
+    # One by one: whoever locks two accounts locks the one that pays for the other first, and who pays is unknown here.
     return sum(map(_deactivate, users.filter(is_active=True).values_list("pk", flat=True)))
 
 
@@ -296,7 +296,7 @@ def _deactivate(user_id: UUID) -> bool:
 
 
 def delete_account(*, user: User) -> None:
-    """Destroy the user's key and delete all of their rows; of an account with many, a worker deletes them soon after.
+    """Destroy the user's key and delete all of their rows. If there are many, a worker deletes them soon after.
 
     This cannot be undone. Raises keys.KeyUnavailable if the key cannot be reached: while the key exists, the data is
     not deleted for good.
@@ -317,7 +317,7 @@ def _open_session(user: User, user_agent: str) -> Session:
 
 
 def check_password_rules(password: str, user: User, *, field: str) -> None:
-    """Raises Invalid, under the name of the field that held it."""
+    """Raise Invalid, under the name of the field that held the password, if it breaks a rule."""
     if len(password) > MAX_PASSWORD_CHARS or "\0" in password:
         problems: list[str] = [
             Text("A password has at most {count} characters, none of them NUL.", count=MAX_PASSWORD_CHARS)
@@ -332,12 +332,12 @@ def check_password_rules(password: str, user: User, *, field: str) -> None:
 
 
 def _ticket_key(ticket: str) -> str:
-    # Hashed, so that reading Redis does not give valid tickets, and clients cannot choose Redis keys.
+    # A hash, so that reading Redis gives no valid tickets, and clients cannot choose Redis keys.
     return f"ticket:{sha256(ticket.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def tier_of(user_id: UUID) -> str:
-    """The tier of an account. Raises keys.NoSuchUser."""
+    """Return the tier of an account. Raises keys.NoSuchUser."""
     found = User.objects.filter(pk=user_id).values_list("tier", flat=True).first()
     if found is None:
         raise keys.NoSuchUser("this account no longer exists")

@@ -1,6 +1,6 @@
-"""The checks of sessions: the one that every request and every connection begins with, and those of open connections.
+"""Checks of sessions: the one that begins every request and every connection, and those of open connections.
 
-They are prepared statements, since building the same query through the ORM each time costs several times as much.
+They are prepared statements, since building the query through the ORM each time costs several times as much.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adiuva.accounts.models import Session, SessionChange
 from adiuva.core.db import prepared_cursor
 from adiuva.core.prepared import PreparedQuery
 
-# A process that could not reach the database for longer looks at each session again.
+# A process that was without the database for longer looks at each session again.
 _CHANGES_KEPT: Final = dt.timedelta(days=1)
 
 # A change becomes visible when its transaction commits, which may be later than its timestamp.
@@ -36,7 +36,7 @@ WHERE session.revoked_at IS NULL AND session.expires_at > %s AND account.is_acti
 
 
 def find_live(*, session_id: UUID, user_id: UUID) -> Session | None:
-    """A session that still authenticates (see SessionQuerySet.live), with its user."""
+    """Return a session that still authenticates (see SessionQuerySet.live), with its user; None otherwise."""
     found = _live(session_id, user_id, timezone.now())
     return found[0] if found else None
 
@@ -49,8 +49,8 @@ _live: Final = PreparedQuery(
 
 
 def live_sessions(ids: Collection[UUID]) -> dict[UUID, str]:
-    """Return those of these sessions that are live, each with its user's tier. One
-    query. Sockets close when theirs is not."""
+    """Return which of these sessions are live, each with its user's tier, in one query. Sockets of other sessions
+    close."""
     if not ids:
         return {}
     with prepared_cursor() as cursor:
@@ -61,10 +61,10 @@ def live_sessions(ids: Collection[UUID]) -> dict[UUID, str]:
 def recheck(
     *, connected: Set[UUID], share: Set[UUID], since: dt.datetime | None
 ) -> tuple[dt.datetime, dict[UUID, str | None]]:
-    """Look again at the sessions of `connected` that were changed since the last look, and at those of `share`.
+    """Check those sessions of `connected` that changed since the last look, and those of `share`.
 
     Returns when it looked, and for each session its user's tier, or None if the session is over. Mostly nothing has
-    changed, so a look costs the same for one connection and for thousands. `share` finds sessions that ended without a
+    changed, so a look costs the same for one connection as for thousands. `share` finds sessions that ended without a
     change, such as by time.
     """
     with prepared_cursor() as cursor:
@@ -75,5 +75,5 @@ def recheck(
 
 
 def old_changes() -> QuerySet[SessionChange]:
-    """Changes that everybody has seen."""
+    """Return the changes that all processes have seen."""
     return SessionChange.objects.filter(changed_at__lt=timezone.now() - _CHANGES_KEPT).order_by("changed_at")

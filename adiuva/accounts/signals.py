@@ -2,6 +2,6 @@
 
 from django.dispatch import Signal
 
-# In the transaction that closes an account of which a worker deletes the rows, while its key exists (`user_id`):
-# whatever works for it is to stop.
+# Sent with `user_id` in the transaction that closes an account whose rows a worker deletes, while its key exists:
+# receivers stop whatever works for it.
 closing = Signal()

@@ -1,4 +1,4 @@
-"""Records what staff did to an account. Its owner can read the rows, because staff may do more than the owner."""
+"""Record of what staff did to an account. Its owner can read the rows, because staff may do more than the owner."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Throttles of sign-in attempts.
 
-A rate of 10/min allows ten attempts at once and then one every six seconds (adiuva/core/rate_limit.py). Without Redis
-nobody can sign in: an outage must not make it easier to guess passwords. Keys hold hashes, neither addresses nor
-e-mails.
+A rate of 10/min allows ten attempts at once and then one every six seconds (adiuva/core/rate_limit.py). While Redis is
+away nobody can sign in, because an outage must not make it easier to guess passwords. Keys hold hashes, neither
+addresses nor e-mails.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from adiuva.core.rate_limit import Limit
 
 
 def count_attempt(scope: str, *who: str) -> float | None:
-    """Count one attempt. None if it is allowed, else the seconds until the next one is."""
+    """Count an attempt. Returns None if it is allowed, or else the seconds until the next one is."""
     return count_attempts((scope, *who))
 
 
 def count_attempts(*counters: tuple[str, ...]) -> float | None:
-    """The same for several counters, each a scope and who, in one round trip. All of them must allow it."""
+    """Count an attempt in several counters, each a scope and a client, in one round trip. All of them must allow it."""
     limits = [Limit(counter(scope, *who), *_rate(scope)) for scope, *who in counters]
     never = [limit.period_s for limit in limits if limit.allowed < 1]
     return max(never) if never else rate_limit.take(*limits)
 
 
 def counter(scope: str, *who: str) -> str:
-    """The name of the counter in Redis."""
+    """Return the name of the counter in Redis."""
     name = sha256("\n".join(who).encode("utf-8", "surrogatepass")).hexdigest()
     return f"{scope}:{name}"
 
 
 def _rate(scope: str) -> tuple[int, int]:
-    """(attempts, seconds) of a rate such as `10/min` in the settings."""
+    """Return (attempts, seconds) of a rate such as `10/min` in the settings."""
     allowed, _, period = str(api_settings.DEFAULT_THROTTLE_RATES[scope]).partition("/")
     return int(allowed), {"s": 1, "m": 60, "h": 3600, "d": 86400}[period[0]]
 
 
 def client_address(request: Request | HttpRequest) -> str:
-    """The address that is counted. For IPv6 it is the /64 network, since a host can use any address in it."""
+    """Return the address to count. For IPv6 it is the /64 network, since a host can use any address in it."""
     remote = BaseThrottle().get_ident(cast(Request, request)) or ""
     try:
         address = ipaddress.ip_address(remote)
@@ -70,7 +70,7 @@ class _Throttle(BaseThrottle):
         return (client_address(request),)
 
     def counters(self, request: Request) -> list[tuple[str, ...]]:
-        """Return what is counted: each a scope, and who."""
+        """Return the counters of an attempt, each a scope and a client."""
         who = self.who(request)
         return [(self.scope, *who)] if who else []
 
@@ -84,14 +84,14 @@ class _Throttle(BaseThrottle):
 
 
 class AddressThrottle(_Throttle):
-    """Counts all attempts of an address, so that it cannot try many accounts."""
+    """Throttle of all attempts from an address, so that it cannot try many accounts."""
 
     scope = "login_address"
 
 
 class AddressAndEmailThrottle(AddressThrottle):
-    """Counts attempts of an address, and those on an account from an address. Per account
-    alone, anyone could lock its owner out."""
+    """Throttle of attempts from an address, and of those on one account from an address. A count per account alone
+    would let anyone lock its owner out."""
 
     account_scope = "login"
 
@@ -107,13 +107,14 @@ class AddressAndEmailThrottle(AddressThrottle):
 
 
 class MailThrottle(AddressAndEmailThrottle):
-    """Counts mails that somebody asks for to one address. Per address alone, anyone could keep its owner from them."""
+    """Throttle of mails that somebody requests for one address. A count per address alone would let anyone keep its
+    owner from them."""
 
     account_scope = "mail"
 
 
 class UserMailThrottle(_Throttle):
-    """Counts mails that somebody asks for who is signed in."""
+    """Throttle of mails that a signed-in user requests."""
 
     scope = "mail"
 
@@ -122,7 +123,7 @@ class UserMailThrottle(_Throttle):
 
 
 class UserThrottle(_Throttle):
-    """Counts guesses of the current password by someone who holds a session."""
+    """Throttle of guesses of the current password by somebody who holds a session."""
 
     scope = "login"
 
@@ -131,8 +132,8 @@ class UserThrottle(_Throttle):
 
 
 class TicketThrottle(AddressThrottle):
-    """Counts tries of the second step of an address, and for an account. Only who
-    knows its password can use the latter up."""
+    """Throttle of tries of the second step from an address, and for an account. Only somebody who knows the password
+    can use the latter up."""
 
     def counters(self, request: Request) -> list[tuple[str, ...]]:
         who = self.account(request)
@@ -143,7 +144,7 @@ class TicketThrottle(AddressThrottle):
         try:
             return ("user", str(user_of_ticket(ticket).pk)) if isinstance(ticket, str) else None
         except SecondFactorRefused:
-            return None  # refused by the view, too
+            return None  # the view refuses it, too
 
 
 class RefreshThrottle(_Throttle):

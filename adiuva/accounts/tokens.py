@@ -24,8 +24,7 @@ _REQUIRED_CLAIMS = ["sub", "sid", "iat", "exp", "typ"]
 
 @dataclass(frozen=True)
 class TokenPair:
-    """The tokens that a client receives for signing in. `expires_at`: when the
-    access token expires, in Unix seconds."""
+    """Tokens that a client receives for signing in. `expires_at`: when the access token expires, in Unix seconds."""
 
     access_token: str
     refresh_token: str
@@ -57,7 +56,8 @@ def _sign(kind: Kind, session: Session, start: datetime, end: datetime, **more: 
 
 
 def issue(session: Session) -> TokenPair:
-    """Both tokens of a session. The refresh token depends on the row alone: issued twice, it is the same."""
+    """Return both tokens of a session. The refresh token depends on the row alone, so issuing it twice gives the same
+    one."""
     now = timezone.now()
     end = min(now + settings.ACCESS_TOKEN_LIFE, session.expires_at)
     return TokenPair(
@@ -70,7 +70,7 @@ def issue(session: Session) -> TokenPair:
 
 
 def verify(token: str, kind: Kind) -> Claims:
-    """The claims of a token. Raises NotAuthenticated if it has expired or is not ours."""
+    """Return the claims of a token. Raises NotAuthenticated if it has expired or is not ours."""
     if not token or len(token) > _MAX_TOKEN_CHARS or not token.isascii():
         raise NotAuthenticated("the token is not valid")
     for secret in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS):
@@ -79,7 +79,7 @@ def verify(token: str, kind: Kind) -> Claims:
                 token,
                 _key(secret, kind),
                 algorithms=["HS256"],
-                # `iat` is not verified: the clock of the server that issued it may be ahead of ours.
+                # `iat` is not verified, because the clock of the server that issued the token may be ahead of ours.
                 options={"require": _REQUIRED_CLAIMS, "verify_iat": False},
             )
         except jwt.InvalidSignatureError:

@@ -13,13 +13,13 @@ from django.utils.translation import gettext
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
 
 
-# Files beside the database's own: the machine's zone, and a placeholder for "not set".
+# Files beside the names of zones: the machine's zone, and a placeholder for "not set".
 _NO_ZONES = frozenset({"localtime", "Factory"})
 
 
 @cache
 def timezones() -> frozenset[str]:
-    """The names of the IANA database that users may choose."""
+    """Return the names of the IANA database that users may choose."""
     return frozenset(zoneinfo.available_timezones()) - _NO_ZONES
 
 

@@ -45,12 +45,12 @@ def uncached(body: dict[str, Any], status: int = 200) -> Response:
 def require_confirmation(
     view: APIView, request: Request, serializer: type[ConfirmationSerializer] = ConfirmationSerializer
 ) -> dict[str, Any]:
-    """Raises ConfirmationRequired unless the body confirms that it is the user. Returns what else is in it."""
+    """Raise ConfirmationRequired unless the body confirms that it is the user. Returns the rest of the body."""
     body = serializer(data=request.data)
     body.is_valid(raise_exception=True)
     data: dict[str, Any] = body.validated_data
     given = {name: data.pop(name) for name in ("password", "passkey")}
-    if any(given.values()):  # guesses of somebody who holds a session
+    if any(given.values()):  # counts guesses of somebody who holds a session
         throttle = throttles.UserThrottle()
         if not throttle.allow_request(request, view):
             raise Throttled(throttle.wait())
@@ -71,14 +71,14 @@ class AuthView(GenericAPIView[Any]):
 
     @property
     def session(self) -> Session | None:
-        """The session of the bearer token, or of the browser."""
+        """Return the session of the bearer token, or of the browser."""
         if isinstance(self.request.auth, Session):
             return self.request.auth
         return getattr(self.request._request, "browser_session", None)
 
 
 class AnonymousView(AuthView):
-    # Without authentication classes, so that an expired access token is not refused here.
+    # No authentication classes, so that an expired access token is not refused here.
     authentication_classes = []
     permission_classes = [AllowAny]
 

@@ -1,8 +1,8 @@
 """Lists as parameters of prepared statements, in PostgreSQL's own form.
 
-psycopg sends a list as text, bytes as hexadecimal digits among it, and looks at each value several times. Here lists of
-UUIDs and of bytes are sent as they are, and lists of texts are quoted without a look at each. None of them names its
-type: so a statement is the same, and planned once, whether a list is empty or not.
+psycopg sends a list as text, with bytes as hexadecimal digits, and looks at each value several times. This module sends
+lists of UUIDs and of bytes as they are, and quotes lists of texts without looking at each. None of them names its type,
+so that a statement stays the same, and is planned once, whether a list is empty or not.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from psycopg.pq import Format
 
 
 class _BinaryArray(bytes):
-    """A list as PostgreSQL's array_recv takes it."""
+    """List in the form that PostgreSQL's array_recv takes."""
 
 
 class _TextArray(bytes):
-    """A list as PostgreSQL's array_in takes it."""
+    """List in the form that PostgreSQL's array_in takes."""
 
 
 class _BinaryDumper(Dumper):
@@ -42,7 +42,7 @@ psycopg.adapters.register_dumper(_TextArray, _TextDumper)
 
 _UUID_OID: Final = types["uuid"].oid
 _BYTES_OID: Final = types["bytea"].oid
-# Dimensions, whether some are NULL, type of the values; how many they are, number of the first.
+# Dimensions, whether some are NULL, type of the values; then how many values, and the number of the first.
 _head = struct.Struct("!iiIii").pack
 _size = struct.Struct("!i").pack
 _NULL: Final = _size(-1)
@@ -51,8 +51,7 @@ _NONE: Final = type(None)
 
 
 def array(values: list[Any]) -> Any:
-    """Return what to send for a list; the list itself where psycopg sees to it. The
-    statement says of which type it is."""
+    """Return what to send for a list; the list itself if psycopg handles its type. The statement must name the type."""
     kinds = set(map(type, values))
     has_null = _NONE in kinds
     kinds.discard(_NONE)

@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 class BackgroundTasks:
-    """Holds references to tasks (asyncio itself keeps only weak ones) and logs unexpected errors as `event`.
+    """Holder of references to tasks (asyncio itself keeps only weak ones), which logs unexpected errors as `event`.
 
-    An AdiuvaError is an expected outcome, which the task's waiter is told; it is not logged.
+    An AdiuvaError is an expected outcome: the task's waiter is told, and nothing is logged.
     """
 
     def __init__(self, event: str, logger: Any) -> None:

@@ -45,16 +45,16 @@ _TITLES: Final = (
     "id",
 )
 MAX_TITLE: Final = 100
-# What is said of a row below its title.
+# Texts shown of a row below its title.
 STATES: Final = ("state", "health", "platform")
-# What a view's page is refused with when it makes a form: it then has none.
+# A view may refuse to make a form for its page with these errors; the page then has none.
 _REFUSED: Final = (exceptions.APIException, Http404, RecursionError)
 
 
 class PageAction(NamedTuple):
-    """A button that POSTs to `url`. `key` names what it does, in every language the same.
+    """Button that POSTs to `url`. `key` names what it does, the same in every language.
 
-    `confirm`: what the second press says, where a row asks again before it does this.
+    `confirm`: the button's text for the second press, where a row asks again before it acts.
     """
 
     key: str
@@ -69,7 +69,7 @@ def undo_action(url: str) -> PageAction:
 
 @dataclass(frozen=True)
 class PageRow:
-    """A line of a list. `url`: of its own page; `delete`: the address that a DELETE removes it at. "" for neither."""
+    """Line of a list. `url`: its own page; `delete`: the address that a DELETE removes it at. "" for neither."""
 
     title: str
     about: str
@@ -79,7 +79,7 @@ class PageRow:
 
 
 class FormRenderer(HTMLFormRenderer):
-    """Forms with a label for each field, suggestions, and lists as boxes or checkboxes."""
+    """Renderer of forms with a label for each field, suggestions, and lists as boxes or checkboxes."""
 
     template_pack = _PACK
 
@@ -106,7 +106,7 @@ class FormRenderer(HTMLFormRenderer):
 
 class BrowsableRenderer(BrowsableAPIRenderer):
     form_renderer_class = FormRenderer
-    # Set by DRF's own `render`.
+    # DRF's own `render` sets these.
     renderer_context: Mapping[str, Any]
     accepted_media_type: str
 
@@ -142,7 +142,7 @@ class BrowsableRenderer(BrowsableAPIRenderer):
         }
 
     def get_rendered_html_form(self, data: Any, view: Any, method: str, request: Request) -> Any:
-        """A form with what was typed and what is wrong with it, or with what is there now."""
+        """Return a form with what was typed and what is wrong with it, or with the present values."""
         if method in {"DELETE", "OPTIONS"}:
             return super().get_rendered_html_form(data, view, method, request)
         response: Response | None = self.renderer_context.get("response")
@@ -163,7 +163,7 @@ class BrowsableRenderer(BrowsableAPIRenderer):
         return None
 
     def _present(self, data: Any, view: Any, method: str) -> dict[str, Any]:
-        """Return what a form for a change begins with: the object, or what the answer says of it."""
+        """Return the values that a form for a change begins with: the object, or what the answer says of it."""
         if method == "POST" or not isinstance(data, Mapping):
             return {}
         instance = getattr(getattr(data, "serializer", None), "instance", None)
@@ -191,7 +191,7 @@ class BrowsableRenderer(BrowsableAPIRenderer):
             AttributeError,
             KeyError,
             TypeError,
-        ):  # the answer says less than the form asks: it begins empty
+        ):  # the form asks for more than the answer has, so it begins empty
             serializer = type(serializer)(context=serializer.context)
             filled = serializer.data
         if not any(not field.read_only for field in serializer.fields.values()):
@@ -201,12 +201,12 @@ class BrowsableRenderer(BrowsableAPIRenderer):
 
 
 def name_of(view: Any) -> str:
-    """DRF's setting VIEW_NAME_FUNCTION."""
+    """Return a view's name, for DRF's setting VIEW_NAME_FUNCTION."""
     return gettext(get_view_name(view))
 
 
 def description_of(view: Any, html: bool = False) -> str:
-    """DRF's setting VIEW_DESCRIPTION_FUNCTION: the docstring, each of its paragraphs on one line."""
+    """Return the docstring with each paragraph on one line, for DRF's setting VIEW_DESCRIPTION_FUNCTION."""
     written = inspect.cleandoc(getattr(view, "description", None) or type(view).__doc__ or "")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in written.split("\n\n"))
     text = gettext(text) if text else ""
@@ -214,7 +214,7 @@ def description_of(view: Any, html: bool = False) -> str:
 
 
 def _rows(view: Any, data: Any) -> list[PageRow]:
-    """Links to the objects of a list, or to the one that was just made, and what can be done with each."""
+    """Return links to the objects of a list, or to the one that was just made, and the actions on each."""
     if isinstance(data, Mapping) and getattr(view, "detail", False) and hasattr(view, "page_rows"):
         return list(view.page_rows(data))
     if isinstance(data, Mapping):
@@ -232,7 +232,7 @@ def _row(view: Any, row: Mapping[str, Any]) -> PageRow:
         states.append(str(made)[:16].replace("T", " "))
     path = {name: value for name, value in view.kwargs.items() if name not in {"pk", "agent_id"}}
     place = _reverse(f"{view.basename}-detail", path | {"pk": row["id"]}) if hasattr(view, "basename") else ""
-    # What was just made has its buttons, and its form to delete it, on its own page.
+    # An object that was just made has its buttons, and its form to delete it, on its own page.
     is_listed = getattr(view, "action", None) in {None, "list"}
     delete = _named(view, "page_row_delete", row) or (place if hasattr(view, "destroy") else "")
     return PageRow(
@@ -257,7 +257,7 @@ def _reverse(route: str, parts: Mapping[str, Any]) -> str:
 
 
 def _actions(view: Any, data: Any) -> list[PageAction]:
-    """Buttons on the page of one object, and below the answer of an endpoint that is no list."""
+    """Return buttons on the page of one object, and below the answer of an endpoint that is no list."""
     is_list = getattr(view, "detail", True) is False
     if is_list or not isinstance(data, Mapping) or not hasattr(view, "page_actions"):
         return []

@@ -1,6 +1,6 @@
 """Django's middleware for sessions, sign-in and messages, which API requests with an access token skip.
 
-Programs send such requests and no cookies. All others, those of browsers, take Django's way.
+Programs send such requests, and no cookies. All other requests come from browsers, and take Django's way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def has_token(request: HttpRequest) -> bool:
-    """Return whether it is a program's request. It is authenticated by its token
-    alone, and refused if that is not valid."""
+    """Return whether it is a program's request. Its token alone authenticates it; an invalid token is refused."""
     scheme: str = request.META.get("HTTP_AUTHORIZATION", "")[:7]
     return scheme.lower() == "bearer " and request.path.startswith("/api/")
 

@@ -8,10 +8,11 @@ import orjson
 
 
 class JSONSerializer:
-    """For django.core.cache.backends.redis. What is not JSON counts as broken and raises ValueError."""
+    """Serializer for django.core.cache.backends.redis. Values that are not JSON count as broken and raise
+    ValueError."""
 
     def dumps(self, value: Any) -> bytes | int:
-        # Redis itself increments integers, so they are written bare, as in Django's own serializer.
+        # Redis itself increments integers, so they are written bare, as Django's own serializer does.
         return value if type(value) is int else orjson.dumps(value)
 
     def loads(self, data: bytes | int) -> Any:

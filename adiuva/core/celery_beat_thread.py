@@ -1,6 +1,7 @@
-"""`celery worker --with-beat`: beat as a thread of one worker, for a machine that has only few of them.
+"""Thread for beat in one worker (`celery worker --with-beat`), for a machine with few workers.
 
-Celery's own `--beat` makes a process of it. A second beat elsewhere does no harm: it sends only hints, and rows decide.
+Celery's own `--beat` starts a process for it. A second beat elsewhere does no harm: it sends only hints, and rows
+decide.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _LONGEST_SLEEP_S: Final = 1  # how long a worker's end waits for it
 
 
 class BeatThread(bootsteps.StartStopStep):
-    """Starts with the worker, and ends with it. A failure of beat is logged and beat is started again."""
+    """Bootstep that starts beat with the worker, and ends it with the worker. If beat fails, it logs that and starts
+    beat again."""
 
     def __init__(self, worker: Any, with_beat: bool = False, **options: Any) -> None:
         super().__init__(worker, **options)
@@ -37,7 +39,7 @@ class BeatThread(bootsteps.StartStopStep):
         self._thread.join(_LONGEST_SLEEP_S * 3)
 
     def _run(self, app: Celery) -> None:
-        from celery.beat import Service  # web processes import this module, too
+        from celery.beat import Service  # not at the top, because web processes import this module, too
 
         app.set_current()
         while not self._ending.is_set():
@@ -50,7 +52,7 @@ class BeatThread(bootsteps.StartStopStep):
 
 
 def connect(app: Celery) -> None:
-    """Give this application's workers the option."""
+    """Give this application's workers the option `--with-beat`."""
     app.user_options["worker"].add(
         Option(["--with-beat"], is_flag=True, help="Run beat in a thread of this worker.")
     )

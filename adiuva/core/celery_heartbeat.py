@@ -1,7 +1,7 @@
 """Heartbeats of Celery's workers and beat in Redis, for the health check.
 
-One sorted set for each role: node → when its last heartbeat came, by Redis' clock, so that no host's clock matters. A
-worker has the role `worker`, and one more for each queue that it serves.
+Redis has a sorted set for each role: node → time of its last heartbeat, by Redis' clock, so that no host's clock
+matters. A worker has the role `worker`, and one more for each queue that it serves.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Role = Literal["worker", "beat", "worker:runs", "worker:short"]
 # The queues of settings.CELERY_TASK_QUEUES: each needs a worker.
 LANES: Final[Mapping[str, Role]] = {"runs": "worker:runs", "short": "worker:short"}
 
-INTERVAL_S = 10.0  # between a worker's heartbeats
-ALIVE_FOR_S = 30  # a node counts as dead so long after its last heartbeat
+INTERVAL_S = 10.0  # seconds between a worker's heartbeats
+ALIVE_FOR_S = 30  # seconds after its last heartbeat, when a node counts as dead
 
 log = structlog.get_logger(__name__)
 
-_beat_thread = 0  # the id of the thread in which this process's beat runs, if it has one
+_beat_thread = 0  # the id of the thread that runs this process's beat, if it has one
 
 
 def _redis() -> redis.Redis:
@@ -49,7 +49,7 @@ def _now() -> int:
 
 
 def beat(*roles: Role) -> None:
-    """Record that this process is alive. Redis errors are only logged: the health check reports them."""
+    """Record that this process is alive. Redis errors are only logged, since the health check reports them."""
     try:
         now = _now()
         with _redis().pipeline() as pipe:
@@ -77,12 +77,12 @@ def write_something() -> None:
 
 
 def count_alive(role: Role) -> int:
-    """Return how many nodes of the role were heard in the last ALIVE_FOR_S seconds. Raises redis.RedisError."""
+    """Return how many nodes of the role sent a heartbeat in the last ALIVE_FOR_S seconds. Raises redis.RedisError."""
     return cast(int, _redis().zcount(_key(role), _now() - ALIVE_FOR_S, "+inf"))
 
 
 class WorkerHeartbeat(bootsteps.StartStopStep):
-    """Sends heartbeats from the worker's own event loop, since that is what must be alive.
+    """Bootstep that sends heartbeats from the worker's own event loop, since it is that loop that must be alive.
 
     It is a bootstep because the consumer drops all timers when it reconnects, and then starts its steps again.
     """
@@ -120,11 +120,11 @@ def _beat_started(**_: Any) -> None:
     global _beat_thread
     _beat_thread = threading.get_ident()
     beat("beat")
-    # A task that the broker has accepted proves that beat's loop runs; some job is due every few seconds.
+    # A task that the broker has accepted proves that beat's loop runs; beat sends some job every few seconds.
     signals.after_task_publish.connect(_published, weak=False)
     atexit.register(sign_off, "beat")
 
 
 def _published(**_: Any) -> None:
-    if threading.get_ident() == _beat_thread:  # a worker that beat is a thread of publishes, too
+    if threading.get_ident() == _beat_thread:  # a worker that runs beat in a thread publishes, too
         beat("beat")

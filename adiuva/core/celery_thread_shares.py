@@ -1,8 +1,8 @@
 """Shares of a worker's threads, so that tasks that wait for something slow leave threads for the others.
 
-A task waits for a model, or for a device, on a thread of the worker's. All tasks of a kind get a part of the threads;
-one that finds none free is put off for a moment. A task with the same arguments as one in progress is done once more
-after that one, however often it was sent: it asks the same rows.
+A task waits for a model or a device on a thread of the worker. All tasks of a kind get a part of the threads; a task
+that finds none free is put off for a moment. A task with the same arguments as one in progress runs once more after
+that one, however often it was sent, since it reads the same rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PUT_OFF_S: Final = 1.0
 
 
 class Share(Enum):
-    """A kind of tasks, and the part of the worker's threads it may hold. Together they leave an eighth."""
+    """Kind of tasks, and the part of the worker's threads that it may hold. All kinds together leave an eighth free."""
 
     MODELS = 1 / 2
     DEVICES = 1 / 4
@@ -37,7 +37,8 @@ class _Threads:
         self._under_way: dict[tuple[Share, str, tuple[str, ...]], bool] = {}
 
     def enter(self, share: Share, task: str, args: tuple[str, ...]) -> bool | None:
-        """True: go on. False: no thread is free. None: the same is in progress, and will be done once more."""
+        """Take a thread. True: go on. False: no thread is free. None: the same task is in progress, and will run once
+        more."""
         with self._lock:
             key = (share, task, args)
             if key in self._under_way:
@@ -49,7 +50,7 @@ class _Threads:
             return True
 
     def leave(self, share: Share, task: str, args: tuple[str, ...]) -> bool:
-        """Return whether the same was sent meanwhile."""
+        """Give the thread back. Returns whether the same task was sent meanwhile."""
         with self._lock:
             return self._under_way.pop((share, task, args))
 
@@ -58,7 +59,8 @@ _threads = _Threads()
 
 
 def within(share: Share) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate the function of a Celery task, below `shared_task`: its tasks stay within a share of the threads."""
+    """Decorate the function of a Celery task, below `shared_task`, so that its tasks stay within a share of the
+    threads."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
@@ -82,7 +84,7 @@ def within(share: Share) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def _send_again(args: tuple[str, ...]) -> None:
-    """Send the current task again, to be done in a moment. If that fails, a sweep finds its rows."""
+    """Send the current task again, to run in a moment. If that fails, a sweep finds its rows."""
     task = current_app.current_task
     if task is not None:
         task.apply_async(args, countdown=random.uniform(_PUT_OFF_S, 2 * _PUT_OFF_S))

@@ -3,8 +3,8 @@
     batch = version ‖ length of the sender's name ‖ name ‖ message …
     message = number ‖ lengths of channel, head and body ‖ channel ‖ head ‖ body
 
-The head is the message as JSON without its body, which is carried as it is: a frame of a device crosses a process that
-neither writes it as JSON in JSON nor reads it. Lengths are in bytes, numbers big-endian.
+The head is the message as JSON without its body, which is carried as it is. So a process passes a device's frame on
+without reading it, or writing it as JSON within JSON. Lengths are in bytes, numbers big-endian.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ _MESSAGE_BYTES: Final = _MESSAGE.size
 
 
 def pack(channel: str, message: Message, body: bytes = b"", number: int = 0) -> bytes:
-    """One message for a channel of the process that gets the batch. It has a number if its sender is to be told what
-    became of it. Raises TypeError if JSON cannot represent the message."""
+    """Return one message for a channel of the process that gets the batch. It has a number if its sender wants to know
+    its fate. Raises TypeError if JSON cannot represent the message."""
     head, name = orjson.dumps(message), channel.encode()
     return _MESSAGE.pack(number, len(name), len(head), len(body)) + name + head + body
 
 
 def pack_batch(sender: str, messages: Iterable[bytes]) -> bytes:
-    """Packed messages in their order. `sender` is where their sender can be told of them; "" if nowhere."""
+    """Return packed messages as a batch, in their order. `sender` is where the sender can be told of them; "" if
+    nowhere."""
     name = sender.encode()
     return b"".join((_BATCH.pack(_VERSION, len(name)), name, *messages))
 
 
 def unpack_batch(batch: bytes) -> tuple[str, Iterator[tuple[int, str, Message]]]:
-    """The sender, and each message with its number and channel. What had a body has it as the bytes `body`.
+    """Return the sender, and each message with its number and channel. A message that had a body has it as the bytes
+    `body`.
 
     Raises ValueError, as does the iterator, if this is no batch.
     """

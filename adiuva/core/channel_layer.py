@@ -1,15 +1,15 @@
-"""The channel layer: Channels' interface on Redis' publish and subscribe, with sealed messages.
+"""Channel layer: Channels' interface on Redis' publish and subscribe, with sealed messages.
 
-Each event loop has one inbox in Redis, and its channels are names in that inbox: Channels' own form for a channel of a
-process, `inbox!name`. What one turn of the loop sends to an inbox is one message, sealed once. So a call costs Redis
-and both ends little where there are many, and neither a channel nor a socket costs a subscription.
+Each event loop has one inbox in Redis. Its channels are names in that inbox, in Channels' own form for a channel of a
+process, `inbox!name`. All that one turn of the loop sends to an inbox is one message, sealed once. So one of many calls
+costs Redis and both ends little, and neither a channel nor a socket costs a subscription.
 
 Why it is ours and not channels_redis':
 
 - Messages are sealed for their inbox. A frame that crosses Redis holds a user's rows; someone who can read or write
   Redis must be able neither to read it nor to move it to another process.
 - `send` returns how many listened, so a caller knows at once that nobody did.
-- A listener is told (INTERRUPTED) when the connection was lost and messages may have been missed.
+- A listener learns (INTERRUPTED) that the connection was lost, so that it may have missed messages.
 - Many channels share a connection, and a callback gets a message where it arrives, without a queue and a task.
 
 Messages do not expire, and a channel's queue has no capacity: they are handed over as they arrive, or not at all.
@@ -39,23 +39,23 @@ __all__ = ["INTERRUPTED", "ChannelLayerUnavailable", "Message", "SealedPubSubLay
 
 log = structlog.get_logger(__name__)
 
-# What a listener receives once the connection is back after a loss: messages may have been missed.
+# A listener receives this once the connection is back after a loss: it may have missed messages.
 INTERRUPTED: Final[Message] = {"type": "interrupted"}
 
 _PREFIX: Final = "adiuva."
-# The associated data of messages to a group: its members do not know the group's name.
+# The associated data of messages to a group, whose members do not know the group's name.
 _GROUPS: Final = b"groups"
-# What is sealed and published at once; a larger message goes alone.
+# At most so many bytes are sealed and published at once; a larger message goes alone.
 _BATCH_BYTES: Final = 256 * 1024
 
 Callback = Callable[[Message], object]
 
 
 class SealedPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # channels has no types
-    """Each channel made with `new_channel` must be ended with `end_channel`.
+    """Channel layer. Whoever makes a channel with `new_channel` must end it with `end_channel`.
 
-    `hosts` names one Redis as channels_redis' layers have it named: a URL, host and port, or options of a connection,
-    of Sentinels too.
+    `hosts` names one Redis in the form of channels_redis' layers: a URL, host and port, or options of a connection,
+    also to Sentinels.
     """
 
     extensions = ("groups", "flush")
@@ -67,34 +67,34 @@ class SealedPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # channels has
         self._layers: dict[asyncio.AbstractEventLoop, _LoopLayer] = {}
 
     async def send(self, channel: str, message: Message, body: bytes = b"") -> int:
-        """Send a message; returns how many listened (0: nobody got it). A `body` arrives as the key of this name.
+        """Send a message. Returns how many listened (0: nobody got it). A `body` arrives as the key of this name.
 
         Raises ChannelLayerUnavailable, or ConnectionError if it is not known whether it arrived.
         """
         return await self._here().send(channel, message, body)
 
     def post(self, channel: str, message: Message, body: bytes = b"") -> None:
-        """Send a message without waiting to hear what becomes of it.
+        """Send a message without waiting to learn what becomes of it.
 
-        If the message names a channel of this process as its `reply`, and did not or perhaps not arrive, that channel
-        receives {"type": "returned", "why": …, "message": the message without its body}. `why` is "nobody" (listens),
-        "unavailable" (is Redis, and nothing was sent) or "lost" (it is not known).
+        If the message did not arrive, or may not have arrived, and it names a channel of this process as its `reply`,
+        that channel receives {"type": "returned", "why": …, "message": the message without its body}. `why` is "nobody"
+        (nobody listens), "unavailable" (Redis is, and nothing was sent) or "lost" (it is not known).
         """
         self._here().post(channel, message, body)
 
     async def new_channel(self, prefix: str = "", callback: Callback | None = None) -> str:
-        """The name of a new channel that can be sent to already. Raises ConnectionError.
+        """Return the name of a new channel, to which others can send at once. Raises ConnectionError.
 
-        Its messages go to `callback`, where they arrive and in their order; without one, to `receive`.
+        Its messages go to `callback` as they arrive, in their order; without one, to `receive`.
         """
         return await self._here().new_channel(prefix, callback)
 
     async def receive(self, channel: str) -> Message:
-        """The next message of a channel of this loop that has no callback."""
+        """Return the next message of a channel of this loop that has no callback."""
         return await self._here().queues[channel].get()
 
     def end_channel(self, channel: str) -> list[Message]:
-        """End a channel; returns the messages that had arrived and were not received."""
+        """End a channel. Returns the messages that had arrived and were not received."""
         return self._here().end_channel(channel)
 
     async def group_add(self, group: str, channel: str) -> None:
@@ -124,16 +124,17 @@ class SealedPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # channels has
 
 
 class _Posted(NamedTuple):
-    """`number`: of a message whose sender waits for word of it; 0 if none does. `returnable`: to whom it names."""
+    """Message to send. `number`: 0 if no sender waits for word of it. `returnable`: the message to give back if it gets
+    lost."""
 
     packed: bytes
     number: int
     returnable: Message | None
 
 
-# More than 15 methods: those of the layer, and what the connection calls.
+# More than 15 methods: those of the layer, and those that the connection calls.
 class _LoopLayer:
-    """One event loop's inbox, channels and groups, on one connection."""
+    """Inbox of one event loop, with its channels and groups, on one connection."""
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class _LoopLayer:
         self._cipher, self._loop = cipher, loop
         self._inbox = f"{_PREFIX}{uuid.uuid4().hex}"
         self._is_subscribed = False
-        # By name within the inbox; and the names of each group's members.
+        # Channels by name within the inbox; and the names of each group's members.
         self._callbacks: dict[str, Callback] = {}
         self._groups: dict[str, set[str]] = {}
         self._numbers = itertools.count(1)
@@ -159,7 +160,7 @@ class _LoopLayer:
     # ── Channels and groups ─────────────────────────────────────────────────────────────────────────────
 
     async def new_channel(self, prefix: str, callback: Callback | None) -> str:
-        # Before the channel is registered, or it would receive INTERRUPTED for this connect.
+        # Connect before the channel is registered, or it would receive INTERRUPTED for this connect.
         await self._open()
         name = f"{prefix}{next(self._numbers)}"
         channel = f"{self._inbox}!{name}"
@@ -214,7 +215,7 @@ class _LoopLayer:
         packed = pack(name, message, body, number)
         if not name:
             return 0
-        if not self._is_subscribed:  # the inbox gets word of the message
+        if not self._is_subscribed:  # the inbox hears of the message by its subscription
             await self._open()
         future = self._awaited[number] = self._loop.create_future()
         self._put(inbox, _Posted(packed, number, None))
@@ -262,7 +263,7 @@ class _LoopLayer:
             self._flush()
 
     def published(self, batch: Sequence[_Posted], fate: Fate) -> None:
-        """Tell senders what became of their messages, unless their process has them and will say so itself."""
+        """Tell senders what became of their messages, unless their process has them and will report itself."""
         if fate not in (0, "unavailable", "lost"):
             return
         unheard = 0
@@ -288,7 +289,7 @@ class _LoopLayer:
         self._on_close()
 
     def lost(self) -> None:
-        """Word of what was sent may have been missed."""
+        """Report sent messages without an answer as lost, since the answer may have been missed."""
         unsent = {posted.number for waiting in self._outgoing.values() for posted in waiting}
         for number, future in self._awaited.items():
             if number not in unsent:
@@ -343,7 +344,8 @@ class _LoopLayer:
 
 
 class _Answer:
-    """Takes Redis' answer about a batch. An object costs less than a closure, and there is one for each batch."""
+    """Callback for Redis' answer about a batch. There is one for each batch, and an object costs less than a
+    closure."""
 
     __slots__ = ("_batch", "_layer")
 
@@ -355,7 +357,7 @@ class _Answer:
 
 
 def _batches(waiting: Sequence[_Posted]) -> Iterator[Sequence[_Posted]]:
-    """Split what waits for one inbox, in order, into batches of at most _BATCH_BYTES; what is larger goes alone."""
+    """Split what waits for one inbox, in order, into batches of at most _BATCH_BYTES; a larger message goes alone."""
     start = size = 0
     for place, posted in enumerate(waiting):
         if size and size + len(posted.packed) > _BATCH_BYTES:
@@ -367,7 +369,7 @@ def _batches(waiting: Sequence[_Posted]) -> Iterator[Sequence[_Posted]]:
 
 def _settle(future: Future[int], fate: Fate) -> None:
     if future.done():
-        return  # whoever waited was cancelled
+        return  # the waiter was cancelled
     if isinstance(fate, int):
         future.set_result(fate)
     elif fate == "unavailable":

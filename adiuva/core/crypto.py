@@ -1,4 +1,4 @@
-"""Sealing: a key ring wraps one data key a user; the data key seals values bound to their place.
+"""Sealing: a key ring wraps one data key for each user; the data key seals values and binds them to their place.
 
 Everything is AES-256-GCM with a random 96-bit nonce (NIST SP 800-38D, 8.2.2: at most 2**32 values a key).
 A sealed value is `version ‖ nonce ‖ ciphertext ‖ tag`; its associated data is the place it belongs to, so a
@@ -27,7 +27,7 @@ _VERSION = b"\x01"
 
 
 class SealBroken(Exception):
-    """The value was altered, moved, or sealed with another key. It says no more on purpose."""
+    """Error for a value that was altered, moved, or sealed with another key. It says no more on purpose."""
 
 
 def new_key() -> bytes:
@@ -35,12 +35,12 @@ def new_key() -> bytes:
 
 
 def derive_key(key: bytes, purpose: str) -> bytes:
-    """A key of its own for one purpose (HKDF-SHA256, RFC 5869)."""
+    """Return a key for one purpose alone (HKDF-SHA256, RFC 5869)."""
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode()).derive(key)
 
 
 def associated_data(*parts: object) -> bytes:
-    """Associated data from parts, each with its length, so that ("ab", "c") is not ("a", "bc")."""
+    """Return associated data made of parts, each with its length, so that ("ab", "c") is not ("a", "bc")."""
     found = b""
     for part in parts:
         text = str(part).encode()
@@ -49,7 +49,7 @@ def associated_data(*parts: object) -> bytes:
 
 
 class Cipher:
-    """Seals and unseals with one key, kept so that its schedule is computed once."""
+    """Cipher of one key, kept so that its schedule is computed once."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -60,7 +60,7 @@ class Cipher:
         return _VERSION + nonce + self._aead.encrypt(nonce, plain, where)
 
     def unseal(self, sealed: bytes, where: bytes) -> bytes:
-        """The plain bytes. Raises SealBroken unless `sealed` is unaltered and was sealed for `where`."""
+        """Return the plain bytes. Raises SealBroken unless `sealed` is unaltered and was sealed for `where`."""
         if sealed[:1] != _VERSION:
             raise SealBroken("unknown format")
         try:
@@ -73,14 +73,14 @@ class Cipher:
         return derive_key(self._key, "adiuva index")
 
     def fingerprint(self, value: str | bytes, purpose: str) -> bytes:
-        """A keyed hash (HMAC-SHA256, 32 bytes): equal values can be found without being readable."""
+        """Return a keyed hash (HMAC-SHA256, 32 bytes): equal values can be found without being readable."""
         raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
         return hmac.digest(self._index_key, associated_data(purpose) + raw, hashlib.sha256)
 
 
 @dataclass(frozen=True)
 class UserCipher:
-    """A user's data key, opened. What it seals is bound to its owner, table, row and column.
+    """Cipher of a user's opened data key. It binds what it seals to owner, table, row and column.
 
     Columns are declared with the fields of adiuva.core.sealed, which know their place.
     """
@@ -92,7 +92,7 @@ class UserCipher:
         return self.cipher.fingerprint(value, purpose)
 
     def place(self, table: str, *parts: object) -> bytes:
-        """The associated data of what this user has at a place."""
+        """Return the associated data of this user's values at a place."""
         return _table_place(self.owner, table) + associated_data(*parts)
 
 
@@ -101,9 +101,9 @@ _table_place = lru_cache(1_024)(associated_data)
 
 
 class TransitCipher:
-    """Seals what passes between processes. Each process writes with a key of its own, named by a salt in front.
+    """Cipher for what passes between processes. Each process writes with a key of its own, named by a salt in front.
 
-    So no key comes near the count that random nonces allow, however many messages all processes send together.
+    So no key comes near the number of values that random nonces allow, however many messages all processes send.
     """
 
     _SALT_BYTES = 16
@@ -113,7 +113,7 @@ class TransitCipher:
         self._keys = keys
         self._readers: dict[bytes, list[Cipher]] = {}
         self._mine: tuple[int, bytes, Cipher] | None = (
-            None  # process, salt, cipher: read and set as one, by any thread
+            None  # process, salt, cipher: any thread reads and sets them as one
         )
 
     def _ciphers(self, salt: bytes) -> list[Cipher]:
@@ -134,7 +134,7 @@ class TransitCipher:
         return salt + cipher.seal(plain, where)
 
     def unseal(self, sealed: bytes, where: bytes) -> bytes:
-        """The plain bytes. Raises SealBroken unless a process with this ring sealed them for `where`."""
+        """Return the plain bytes. Raises SealBroken unless a process with this ring sealed them for `where`."""
         for cipher in self._ciphers(sealed[: self._SALT_BYTES]):
             try:
                 return cipher.unseal(sealed[self._SALT_BYTES :], where)
@@ -150,7 +150,7 @@ class RingKey:
 
 
 class KeyRing:
-    """The keys that wrap data keys, newest first. New wraps use the newest; old ones still open."""
+    """Ring of the keys that wrap data keys, newest first. New wraps use the newest; old ones still open."""
 
     def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
         if not keys:
@@ -159,12 +159,13 @@ class KeyRing:
         self._by_id = {key.id: key for key in self._keys}
         if len(self._by_id) != len(self._keys):
             raise ValueError("two keys of the ring share an id")
-        # What passes through Redis is sealed for the way; any process of this ring can open it.
+        # This cipher seals what passes through Redis; any process with this ring can open it.
         self.transit = TransitCipher([key for _, key in keys])
 
     @classmethod
     def parse(cls, entries: Sequence[str]) -> KeyRing:
-        """From `id:base64` entries of 32 bytes each, newest first. ValueError says which entry is wrong."""
+        """Return the ring of `id:base64` entries of 32 bytes each, newest first. ValueError says which entry is
+        wrong."""
         keys = []
         for number, entry in enumerate(entries, 1):
             key_id, _, encoded = entry.partition(":")
@@ -186,7 +187,7 @@ class KeyRing:
         return self._keys[0].id
 
     def wrap(self, data_key: bytes, owner: str) -> tuple[str, bytes]:
-        """Seal a user's data key; returns the ring key's id and the wrapped key."""
+        """Seal a user's data key. Returns the ring key's id and the wrapped key."""
         return self.newest, self._keys[0].cipher.seal(data_key, associated_data("data key", owner))
 
     def unwrap(self, key_id: str, wrapped: bytes, owner: str) -> bytes:

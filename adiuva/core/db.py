@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    # Half of the connections: the other half is for REST and the admin in the same process.
+    # Half of the connections; the other half is for REST and the admin in the same process.
     size = max(2, settings.DATABASES["default"]["OPTIONS"]["pool"]["max_size"] // 2)
     return ThreadPoolExecutor(size, thread_name_prefix="db")
 
@@ -49,13 +49,14 @@ def _call(function: Callable[[], R]) -> R:
 async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a function that uses the ORM in a thread. Returns after its transaction has ended.
 
-    It sees the caller's context variables, and gettext speaks the caller's language.
+    The function sees the caller's context variables, and gettext speaks the caller's language.
     """
     return await run_in(_threads(), partial(function, *args, **kwargs))
 
 
 async def run_in(threads: ThreadPoolExecutor, wanted: Callable[[], R]) -> R:
-    """The same in a thread of another pool: for what uses the ORM and blocks for long on something else."""
+    """Call a function as `run` does, in a thread of another pool: for ORM code that blocks for long on something
+    else."""
     language = translation.get_language()
     if language != settings.LANGUAGE_CODE:
         wanted = partial(_speaking, language, wanted)
@@ -64,13 +65,13 @@ async def run_in(threads: ThreadPoolExecutor, wanted: Callable[[], R]) -> R:
 
 
 def _speaking(language: str | None, function: Callable[[], R]) -> R:
-    """Django ties the language to the thread as well as to the context, so that a copy of the context lacks it."""
+    """Call a function with the caller's language. Django ties it to the thread too, so a copied context lacks it."""
     with translation.override(language):
         return function()
 
 
 def clock() -> dt.datetime:
-    """The current time of PostgreSQL. Deadlines go by it, since the clocks of processes differ."""
+    """Return the current time of PostgreSQL. Deadlines go by it, since the clocks of processes differ."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp()")
         now: dt.datetime = cursor.fetchone()[0]
@@ -78,8 +79,8 @@ def clock() -> dt.datetime:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return whether PostgreSQL ended a transaction for the sake of another: nothing of it was written, and it may
-    succeed when it is done again."""
+    """Return whether PostgreSQL ended a transaction for the sake of another: nothing was written, and a retry may
+    succeed."""
     return isinstance(error, OperationalError) and isinstance(
         error.__cause__, (DeadlockDetected, SerializationFailure)
     )
@@ -87,7 +88,7 @@ def is_conflict(error: BaseException) -> bool:
 
 @contextmanager
 def conflicts_put_off(event: str, **ids: object) -> Iterator[None]:
-    """For one piece of a poller's work: a conflict in it is logged, and the next round finds what is left to do.
+    """Log a conflict in one piece of a poller's work; the next round finds what is left to do.
 
     The piece is a transaction of its own, so that the work after it goes on.
     """
@@ -100,20 +101,19 @@ def conflicts_put_off(event: str, **ids: object) -> Iterator[None]:
 
 
 def prepared_cursor() -> CursorWrapper:
-    """A cursor, to be used with `with`, for a long statement that runs often.
+    """Return a cursor, to be used with `with`, for a long statement that runs often.
 
-    PostgreSQL parses and plans the statement once for each connection, while Django's own cursors write the values
-    into the text, which makes each a new statement. Where PostgreSQL cannot infer a parameter's type, the statement
-    must cast it.
+    PostgreSQL parses and plans the statement once for each connection. Django's own cursors write the values into the
+    text, so that each is a new statement. The statement must cast a parameter if PostgreSQL cannot infer its type.
     """
-    database = connections[DEFAULT_DB_ALIAS]  # each access through the proxy `connection` looks for it anew
+    database = connections[DEFAULT_DB_ALIAS]  # each access through the proxy `connection` looks it up anew
     database.ensure_connection()
     wrap = database.make_debug_cursor if database.queries_logged else database.make_cursor
     return wrap(_Prepared(database.connection))  # type: ignore[arg-type]  # Django wraps psycopg's cursors as well
 
 
 def prepared_value(statement: str, *parameters: Any) -> Any:
-    """The one value of a prepared statement's one row."""
+    """Return the one value of a prepared statement's one row."""
     with prepared_cursor() as cursor:
         cursor.execute(statement, parameters)
         return cursor.fetchone()[0]
@@ -130,9 +130,10 @@ class _Prepared(psycopg.RawCursor[Any]):
 
 @cache
 def _numbered(statement: str) -> tuple[bytes, list[str] | None]:
-    """A statement as PostgreSQL takes it, with numbered parameters, and their names in that order, if they have names.
+    """Return a statement as PostgreSQL takes it, with numbered parameters, and their names in that order, if they have
+    names.
 
-    psycopg would do this anew at each execution of a long statement.
+    psycopg would do this again at each execution of a long statement.
     """
     names: list[str] = []
 

@@ -1,7 +1,7 @@
-"""Start Celery tasks once the current transaction has committed.
+"""Start of Celery tasks once the current transaction has committed.
 
-A task that is lost (Redis is away, the process dies) costs only time: a periodic sweep finds the rows. Tasks are sent
-in order by a separate thread, so that a Redis that hangs cannot delay the end of a turn or a request.
+A task that is lost (Redis is away, the process dies) costs only time: a periodic sweep finds the rows. A separate
+thread sends tasks in order, so that a Redis that hangs cannot delay the end of a turn or a request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from adiuva.core.logging import log_failure
 
-# Tasks waiting to be sent. While Redis is away, more are dropped and left to the sweeps.
+# So many tasks may wait to be sent. While Redis is away, more are dropped and left to the sweeps.
 _MAX_QUEUED: Final = 10_000
 
 _queue: queue.Queue[tuple[str, list[str], float]] = queue.Queue(_MAX_QUEUED)
@@ -60,12 +60,12 @@ def _send() -> None:
         except (BrokerError, RedisError, OSError) as error:
             log.warning("task.not_enqueued", error=type(error).__name__)
         except Exception as error:
-            # After an answer such as MISCONF, kombu's channel may be left closed, which shows as an AttributeError.
+            # An answer such as MISCONF may leave kombu's channel closed, which shows as an AttributeError.
             log_failure("task.not_enqueued", error)
 
 
 def _send_over(producer: Producer) -> NoReturn:
-    """Send tasks until one fails, which is left to the sweep. The next one gets a new connection."""
+    """Send tasks until one fails, which is left to the sweep. The next task gets a new connection."""
     while True:
         task, ids, after_s = _queue.get()
         current_app.send_task(task, ids, countdown=after_s, producer=producer)

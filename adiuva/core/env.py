@@ -1,4 +1,4 @@
-"""Declaration of environment variables: name, type, default, unit, bounds and meaning, and where values come from.
+"""Declaration of environment variables (name, type, default, unit, bounds and meaning), and where values come from.
 
 A name is looked up in the process environment, then in `.env` beside manage.py (or the file that ADIUVA_ENV_FILE
 names), then in `<state folder>/env`, which `make run` writes while its servers are up. The first one wins, and an
@@ -35,7 +35,7 @@ N = TypeVar("N", int, float)
 
 
 def state_dir() -> Path:
-    """The folder for everything `make run` keeps: database, logs, secrets, the demo workspace."""
+    """Return the folder for everything that `make run` keeps: database, logs, secrets, the demo workspace."""
     chosen = os.environ.get("ADIUVA_STATE_DIR") or _dotenv().get("ADIUVA_STATE_DIR") or ".state"
     return (BASE_DIR / Path(chosen).expanduser()).resolve()
 
@@ -56,7 +56,7 @@ def _all_values() -> Mapping[str, str]:
 
 
 def forget() -> None:
-    """Forget cached values, so that the next read sees the new environment of this process."""
+    """Forget cached values, so that the next read sees this process's new environment."""
     for looked_up in (_dotenv, _configured, _all_values):
         looked_up.cache_clear()
 
@@ -72,7 +72,7 @@ def _file(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Variable(Generic[T]):
-    """One environment variable. `parse` raises ValueError whose text continues the variable's name."""
+    """Environment variable. `parse` raises a ValueError whose text continues the variable's name."""
 
     name: str
     type: str
@@ -81,17 +81,18 @@ class Variable(Generic[T]):
     parse: Callable[[str], T]
     unit: str = ""
     bounds: str = ""
-    computed_default: str = ""  # for the documentation, where the default depends on other variables
+    computed_default: str = ""  # what the documentation shows if the default depends on other variables
 
     def read(self, default: T | None = None) -> T:
-        """The value, else `default`, else the declared default.
+        """Return the value, or else `default`, or else the declared default.
 
-        Raises ImproperlyConfigured with the variable's name if the value has not the declared form.
+        Raises ImproperlyConfigured with the variable's name if the value does not have the declared form.
         """
         return self._read(_all_values(), default)
 
     def read_configured(self, default: T | None = None) -> T:
-        """Like `read`, without the state folder's file, which may be left over from an earlier `make run`."""
+        """Return the value as `read` does, without the state folder's file, which an earlier `make run` may have
+        left."""
         return self._read(_configured(), default)
 
     def _read(self, values: Mapping[str, str], default: T | None) -> T:
@@ -106,11 +107,11 @@ class Variable(Generic[T]):
 
 @dataclass(frozen=True)
 class Section:
-    """A group of variables under one heading of the documentation. Its methods declare them, one a type."""
+    """Group of variables under one heading of the documentation. Its methods declare them, one method for each type."""
 
     title: str
     note: str = ""
-    internal: bool = False  # set by our own programs: documented, but not offered in .env.example
+    internal: bool = False  # our own programs set these: documented, but not offered in .env.example
     variables: list[Variable[Any]] = field(default_factory=list)
 
     def text(
@@ -123,7 +124,7 @@ class Section:
         bounds: str = "",
         computed: str = "",
     ) -> Variable[str]:
-        """A text; `pattern` must match all of it, and `bounds` says in words what it allows."""
+        """Declare a text. `pattern` must match all of it, and `bounds` says in words what it allows."""
 
         def parse(raw: str) -> str:
             if pattern and not re.fullmatch(pattern, raw):
@@ -183,7 +184,7 @@ class Section:
     def words(
         self, name: str, default: tuple[str, ...], meaning: str, *, computed: str = ""
     ) -> Variable[list[str]]:
-        """A comma-separated list."""
+        """Declare a comma-separated list."""
 
         def parse(raw: str) -> list[str]:
             return [word.strip() for word in raw.split(",") if word.strip()]
@@ -217,7 +218,7 @@ class Section:
         return self._add("choice", name, default, meaning, parse, bounds=listed, computed=computed)
 
     def endpoint(self, name: str, default: str, meaning: str) -> Variable[str]:
-        """A base address of a provider: https, or plain http on loopback, where tests put theirs."""
+        """Declare a base address of a provider: https, or plain http on loopback, where tests put theirs."""
 
         def parse(raw: str) -> str:
             url = raw.rstrip("/")

@@ -1,11 +1,11 @@
-"""Errors that carry a code. Each edge (REST, socket, page) says them once, in the language of whom it speaks to.
+"""Errors that carry a code. Each edge (REST, socket, page) tells them once, in the language of the person it speaks to.
 
-A message is written in English, as a literal, and the catalogues in `locale/` translate it:
+A message is a literal in English, and the catalogues in `locale/` translate it:
 
     raise NotFound("there is no such agent")
     raise Invalid(Text("a title has 1 to {most} characters", most=200))
 
-As a string it stays English, for logs and for models. `adiuva.core.language.said` translates it where it is said.
+As a string it stays English, for logs and for models. `adiuva.core.language.said` translates it for a person.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 
 class Text(str):
-    """A message with values. As a string it is in English; what a translation needs is kept beside it.
+    """Message with values. As a string it is in English; it also keeps what a translation needs.
 
     `msgid` is a literal with a place in braces for each value. A value that is a Text is translated as well; other
     values are shown as they are.
@@ -31,7 +31,7 @@ class Text(str):
 
     @classmethod
     def of(cls, message: str) -> Text:
-        """A message as a value of another one."""
+        """Return a message as a value of another one."""
         return message if isinstance(message, Text) else Text(message)
 
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
@@ -39,7 +39,7 @@ class Text(str):
 
 
 def packed(text: str) -> str | list[Any]:
-    """A message as JSON that keeps what a translation needs."""
+    """Return a message as JSON that keeps what a translation needs."""
     if not isinstance(text, Text):
         return text
     values = {name: packed(value) if isinstance(value, str) else value for name, value in text.values.items()}
@@ -56,7 +56,7 @@ def unpacked(found: str | list[Any]) -> str:
 
 
 class AdiuvaError(Exception):
-    """Something a caller can be told: `code` for programs, the message for people, `fields` for forms.
+    """Error that a caller can be told of: `code` for programs, the message for people, `fields` for forms.
 
     `status` is the HTTP status a REST edge answers with; `extra` is added to the body. Messages, and the problems of
     fields, are literals or `Text`; they never hold secrets or another user's data.
@@ -95,6 +95,6 @@ class Conflict(AdiuvaError):
 
 
 class Unavailable(AdiuvaError):
-    """Something the server needs is away for now; trying again later is right."""
+    """Error for something that is away for now; trying again later is right."""
 
     code, status = "unavailable", 503

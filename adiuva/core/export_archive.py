@@ -1,4 +1,4 @@
-"""The ZIP archive of an account: the parts that apps register, written piece by piece."""
+"""ZIP archive of an account, written piece by piece from the parts that apps register."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _JSON_LINES: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 @dataclass(frozen=True)
 class ArchivePart:
-    """A file of the archive, with one JSON object on each line.
+    """File of the archive, with one JSON object on each line.
 
     `about` is its line in README.txt; `rows` reads the objects of a user.
     """
@@ -40,20 +40,21 @@ def register(*parts: ArchivePart) -> None:
 
 
 def registered_parts() -> Sequence[ArchivePart]:
-    """The files of an archive, from the `export` module of each installed app."""
+    """Return the files of an archive, from the `export` module of each installed app."""
     autodiscover_modules("export")
     return tuple(_parts)
 
 
 def exported_columns(model: type[Model], *, but: Collection[str] = ()) -> list[str]:
-    """All columns of a model, also future ones, except binary ones (sealed or hashed) and those named in `but`."""
+    """Return all columns of a model, also future ones, except binary ones (sealed or hashed) and those named in
+    `but`."""
     fields = (field for field in model._meta.concrete_fields if not isinstance(field, BinaryField))
     return [field.attname for field in fields if field.name not in but]
 
 
 def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return what `unseal` returns, or `{"unreadable": true}` where the seal is
-    broken: the owner still gets the rest."""
+    """Return what `unseal` returns, or `{"unreadable": true}` for a broken seal, so that the owner still gets the
+    rest."""
     try:
         return unseal()
     except SealBroken:
@@ -61,7 +62,8 @@ def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def zip_pieces(parts: Sequence[ArchivePart], user_id: UUID, *, readme: str) -> Iterator[bytes]:
-    """A ZIP archive in pieces of about 64 KiB. Some are empty, so that the caller can act between batches of rows."""
+    """Yield a ZIP archive in pieces of about 64 KiB. Some are empty, so that the caller can act between batches of
+    rows."""
     buffer = _Buffer()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:  # type: ignore[call-overload]
         archive.writestr("README.txt", readme)
@@ -76,7 +78,7 @@ def zip_pieces(parts: Sequence[ArchivePart], user_id: UUID, *, readme: str) -> I
 
 
 class _Buffer:
-    """A file that zipfile cannot seek in. `take` returns what has been written since the last call."""
+    """File that zipfile cannot seek in. `take` returns what has been written since the last call."""
 
     def __init__(self) -> None:
         self.pending = bytearray()

@@ -1,4 +1,4 @@
-"""A limit on what is under way at once, that callers take turns at and none can take up alone."""
+"""Limit on concurrent work. Callers take turns, and no caller can take up all of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 
 
 class FairLimit:
-    """At most `most` places on one event loop, of which a caller has at most `per_caller`.
+    """Limit of `most` places on one event loop, and of `per_caller` for each caller.
 
-    Callers who wait get the next free place by turns, each its waiters in their order. The caller None stands for
+    Waiting callers get the next free place by turns, and a caller's waiters in their order. The caller None stands for
     nobody in particular, and has no bound of its own.
 
-    `lends`: while one caller holds all places, another one gets a place beyond them, so that even of one or two places
-    none can be kept from everybody else.
+    `lends`: while one caller holds all places, another caller gets a place beyond them. So nobody can keep all of even
+    one or two places from the others.
     """
 
     def __init__(self, most: int, *, per_caller: int | None = None, lends: bool = False) -> None:
@@ -26,16 +26,16 @@ class FairLimit:
 
     @property
     def free(self) -> int:
-        """Free places; below zero while more are held than a limit that was lowered allows."""
+        """Return the free places; below zero while more are held than a lowered limit allows."""
         return self._free
 
     @property
     def is_waited_for(self) -> bool:
-        """True if a caller waits for a place."""
+        """Return whether a caller waits for a place."""
         return bool(self._waiting)
 
     def resize(self, most: int, *, per_caller: int | None = None) -> None:
-        """Change how many places there are. Those that are held stay held."""
+        """Change how many places there are. Places that are held stay held."""
         self._free += most - self._most
         self._most, self._per_caller = most, per_caller
         for _ in range(max(1, self._free)):
@@ -50,7 +50,7 @@ class FairLimit:
             self._release(caller)
 
     async def _acquire(self, caller: Hashable) -> None:
-        # Nobody who could have a place waits while one is free, so this overtakes nobody.
+        # While a place is free, nobody waits who could have it, so this overtakes nobody.
         if self._has_room_for(caller):
             self._take(caller)
             return
@@ -94,7 +94,7 @@ class FairLimit:
             if not self._has_room_for(caller):
                 continue
             waiting = self._waiting.pop(caller)
-            # A task that was cancelled just now has not run yet to leave the line.
+            # A task that was cancelled just now has not yet run to leave the line.
             while waiting and waiting[0].done():
                 waiting.popleft()
             if not waiting:

@@ -16,7 +16,7 @@ _SECONDS: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 
 class BodyTooLarge(Exception):
-    """A body is larger than its limit. `head` holds its first bytes."""
+    """Error for a body larger than its limit. `head` holds its first bytes."""
 
     def __init__(self, head: bytes) -> None:
         super().__init__()
@@ -24,13 +24,13 @@ class BodyTooLarge(Exception):
 
 
 def retry_after_s(value: str | None, *, now: dt.datetime | None = None) -> float | None:
-    """The seconds of a Retry-After header, which is a number or an HTTP date (RFC 9110, 10.2.3).
+    """Return the seconds of a Retry-After header, which is a number or an HTTP date (RFC 9110, 10.2.3).
 
     From 0 to LONGEST_RETRY_AFTER_S; None if there is no header or it is neither.
     """
     value = (value or "").strip()
     if _SECONDS.fullmatch(value):
-        # A number of some hundred digits becomes infinity, and then a day.
+        # A number with some hundred digits becomes infinity, and then a day.
         return min(float(value), LONGEST_RETRY_AFTER_S)
     try:
         date = parsedate_to_datetime(value)
@@ -48,7 +48,8 @@ def is_transient(status: int) -> bool:
 
 
 def backoff_s(attempt: int, *, first_s: float, longest_s: float) -> float:
-    """The pause before a retry: doubled with each failed attempt (the first is 1), with jitter down to a half."""
+    """Return the pause before a retry: doubled with each failed attempt (the first is 1), with jitter down to a
+    half."""
     return min(longest_s, first_s * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 

@@ -1,12 +1,12 @@
-"""The language in which the server speaks to a user: that of their account's locale, if there is a catalogue of it.
+"""Language in which the server speaks to a user: that of their account's locale, if there is a catalogue for it.
 
-Texts for people are wrapped in Django's gettext where they are made, and a person's language is chosen around that:
+Code that makes a text for people wraps it in Django's gettext, and its caller chooses the person's language:
 
     with speaking(user.locale):
         text = gettext("Hello")
 
-Below /api/ the middleware and authentication have chosen it before a view begins. Errors are in English until they are
-said to somebody (`said`, `body_of`), so that logs and models read the same words whoever asks.
+Below /api/ the middleware and authentication choose it before a view begins. Errors are in English until somebody is
+told of them (`said`, `body_of`), so that logs and models read the same words whoever asks.
 
 `locale/<language>/LC_MESSAGES` holds the catalogues, compiled: nothing has to be installed to use them.
 """
@@ -32,18 +32,19 @@ LANGUAGES: Final = (DEFAULT, *TRANSLATED)
 
 
 def language_of(locale: str) -> str:
-    """The language of a tag such as `de-CH`; English if it is none of ours."""
+    """Return the language of a tag such as `de-CH`; English if it is none of ours."""
     language = locale.replace("_", "-").partition("-")[0].lower()
     return language if language in LANGUAGES else DEFAULT
 
 
 def speaking(locale: str) -> translation.override:
-    """A context in which gettext speaks this locale's language. It holds for the present task or thread alone."""
+    """Return a context in which gettext speaks this locale's language. It holds only for the present task or thread."""
     return translation.override(language_of(locale))
 
 
 def speaking_to(request: HttpRequest) -> translation.override:
-    """The same with the language of the request's user; of one who is not signed in, that of their Accept-Language."""
+    """Return a context that speaks the language of the request's user, or that of Accept-Language if nobody is signed
+    in."""
     locale = getattr(request.user, "locale", None)
     if locale is None:
         locale = translation.get_language_from_request(request)
@@ -51,19 +52,20 @@ def speaking_to(request: HttpRequest) -> translation.override:
 
 
 def speaking_by_header(accept_language: str) -> translation.override:
-    """The same for a request of which only the headers are known."""
+    """Return the same context for a request whose headers alone are known."""
     request = HttpRequest()
     request.META["HTTP_ACCEPT_LANGUAGE"] = accept_language
     return speaking(translation.get_language_from_request(request))
 
 
 def speak_to(user: Any) -> None:
-    """From now on, within the API's middleware, the request is answered in this user's language."""
+    """Answer the request in this user's language from now on, within the API's middleware."""
     _speak(language_of(user.locale))
 
 
 def _speak(language: str | None) -> None:
-    """Speak it from now on. To choose it anew costs more than to see that it is spoken already, as it mostly is."""
+    """Speak a language from now on. Choosing it anew costs more than seeing that it is spoken already, as it mostly
+    is."""
     if language == translation.get_language():
         return
     if language is None:
@@ -73,7 +75,7 @@ def _speak(language: str | None) -> None:
 
 
 class ApiLanguage:
-    """Middleware: below /api/ the server speaks what Accept-Language asks for, until it is known who asks."""
+    """Middleware: below /api/ the server speaks the language of Accept-Language, until it knows the user."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self._get_response = get_response
@@ -94,16 +96,16 @@ class ApiLanguage:
 
 
 def _asked_for(request: HttpRequest) -> str:
-    """The language of a cookie or of Accept-Language; most programs send neither."""
+    """Return the language of a cookie or of Accept-Language; most programs send neither."""
     if "HTTP_ACCEPT_LANGUAGE" in request.META or "HTTP_COOKIE" in request.META:
         return language_of(translation.get_language_from_request(request))
     return language_of(settings.LANGUAGE_CODE)
 
 
 def said(text: str) -> str:
-    """A message of an error, or of a run's journal, in the language that is spoken. Other texts stay as they are."""
+    """Return a message of an error, or of a run's journal, in the current language. Other texts stay as they are."""
     if not isinstance(text, Text):
-        # Django would make one kind of line end of all, and what others wrote stays as it is.
+        # Django would change all kinds of line ends to one, but what others wrote must stay as it is.
         return text if "\r" in text else gettext(text)
     values = {name: said(value) if isinstance(value, Text) else value for name, value in text.values.items()}
     words = gettext(text.msgid)
@@ -111,13 +113,13 @@ def said(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """A message of an error as a page says it: in the language that is spoken, with a capital and a full stop."""
+    """Return a message of an error as a page shows it: in the current language, with a capital and a full stop."""
     words = said(text)
     return f"{words[:1].upper()}{words[1:].removesuffix('.')}."
 
 
 def body_of(error: AdiuvaError) -> dict[str, Any]:
-    """An error's wire form in the language that is spoken: `{code, message, fields?}` and whatever the error adds."""
+    """Return an error's wire form in the current language: `{code, message, fields?}` and whatever the error adds."""
     found: dict[str, Any] = {"code": error.code, "message": said(error.message), **_spoken(error.extra)}
     if error.fields:
         found["fields"] = {
@@ -127,7 +129,7 @@ def body_of(error: AdiuvaError) -> dict[str, Any]:
 
 
 def _spoken(value: Any) -> Any:
-    """The same with each Text in it translated."""
+    """Return the same value with each Text in it translated."""
     match value:
         case Text():
             return said(value)
@@ -139,7 +141,7 @@ def _spoken(value: Any) -> Any:
 
 
 def in_their_language(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
-    """Decorate a page's view: it speaks the language of who is signed in, else what the browser asks for."""
+    """Decorate a page's view, so that it speaks the signed-in user's language, or else the browser's."""
 
     @wraps(view)
     def speak(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:

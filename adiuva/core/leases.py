@@ -1,4 +1,4 @@
-"""Leases on rows: one worker at a time works on a row, and one that was thought dead writes nothing.
+"""Leases on rows: one worker at a time works on a row, and a worker that was thought dead writes nothing.
 
 A row of a `Leased` model is held until `lease_until`, by the clock of PostgreSQL. Each change of holder, also to
 nobody, raises `fence`, and each write of a holder names the fence that it was given (a fencing token). A worker whose
@@ -44,32 +44,33 @@ from django.db.models.functions import Now
 
 LEASE_FIELDS: Final = ("lease_until", "fence")
 
-# For an UPDATE in SQL of rows that are locked: what `revoke_lease` does to an instance.
+# For an SQL UPDATE of locked rows: the same changes that `revoke_lease` makes to an instance.
 REVOKE_SQL: Final = "lease_until = NULL, fence = fence + 1"
 
 
 class LeaseLost(Exception):
-    """Another worker holds the row, or it was taken from its holder, or it is gone: stop, and write nothing."""
+    """Error for a holder whose row another worker holds, or that was taken from it or is gone: stop, and write
+    nothing."""
 
 
 class Leased(models.Model):
-    """A row that one worker at a time may hold."""
+    """Row that one worker at a time may hold."""
 
     lease_until = models.DateTimeField(null=True, editable=False)
     fence = models.PositiveIntegerField(default=0, editable=False)
 
-    # When `claim` or `reclaim` locked the row, by the clock of PostgreSQL; set by them alone.
+    # When `claim` or `reclaim` locked the row, by PostgreSQL's clock; only they set it.
     claimed_at: dt.datetime
 
     class Meta:
         abstract = True
 
     def lease(self, duration: dt.timedelta) -> Lease[Self]:
-        """The lease of the worker that just claimed this row. `duration`: how long each renewal lasts."""
+        """Return the lease of the worker that just claimed this row. `duration`: how long each renewal lasts."""
         return Lease(type(self), self.pk, self.fence, duration)
 
     def revoke_lease(self) -> None:
-        """Take the row, which must be locked, from its holder, if it has one. The caller saves LEASE_FIELDS."""
+        """Take the row, which must be locked, from its holder, if any. The caller saves LEASE_FIELDS."""
         self.lease_until = None
         self.fence += 1
 
@@ -79,7 +80,7 @@ M = TypeVar("M", bound=Leased)
 
 @dataclass(frozen=True, slots=True)
 class Lease(Generic[M]):
-    """A worker's claim on the row that it holds. It can be handed to other threads and tasks of that worker."""
+    """Claim of a worker on the row that it holds. The worker can hand it to its other threads and tasks."""
 
     model: type[M]
     pk: Any
@@ -88,7 +89,7 @@ class Lease(Generic[M]):
 
     @property
     def row(self) -> QuerySet[M]:
-        """The row, if it is still ours: for reads, and for an UPDATE that needs no other row."""
+        """Return the row, if it is still ours: for reads, and for an UPDATE that needs no other row."""
         return self.model._default_manager.filter(pk=self.pk, fence=self.fence)
 
     def held(self, queryset: QuerySet[M] | None = None) -> M:
@@ -103,21 +104,21 @@ class Lease(Generic[M]):
         return row
 
     def renew(self, **changes: Any) -> None:
-        """Hold the row for `duration` from now on, and write `changes` into it. One UPDATE. Raises LeaseLost."""
+        """Hold the row for `duration` from now on, and write `changes` into it, in one UPDATE. Raises LeaseLost."""
         self.write(lease_until=Now() + self.duration, **changes)
 
     def release(self, **changes: Any) -> None:
-        """Let go of the row, and write `changes` into it. One UPDATE. Raises LeaseLost."""
+        """Let go of the row, and write `changes` into it, in one UPDATE. Raises LeaseLost."""
         self.write(lease_until=None, fence=F("fence") + 1, **changes)
 
     def write(self, **changes: Any) -> None:
-        """Write `changes` into the row. One UPDATE. Raises LeaseLost."""
+        """Write `changes` into the row, in one UPDATE. Raises LeaseLost."""
         if not self.row.update(**changes):
             raise LeaseLost
 
 
 def held_among(leases: Collection[Lease[M]]) -> list[M]:
-    """Lock those of several rows of one model that are still held, by their keys, until the transaction ends."""
+    """Lock those rows of one model that are still held, by their keys, until the transaction ends."""
     if not leases:
         return []
     return list(_still_held(leases).order_by("pk").select_for_update(of=("self",), no_key=True))
@@ -125,10 +126,10 @@ def held_among(leases: Collection[Lease[M]]) -> list[M]:
 
 @transaction.atomic
 def renew_all(leases: Collection[Lease[M]]) -> int:
-    """Hold several rows of one model for the `duration` of the first lease from now on. One UPDATE.
+    """Hold several rows of one model for the `duration` of the first lease from now on, in one UPDATE.
 
-    Returns how many were renewed. Rows that others hold by now are left alone, and so are rows that are locked just
-    now: the renewals of a whole process must not wait for one slow transaction, nor deadlock with a deletion.
+    Returns how many it renewed. It leaves alone rows that others hold by now, and rows that are locked just now,
+    because the renewals of a whole process must not wait for one slow transaction, nor deadlock with a deletion.
     """
     if not leases:
         return 0
@@ -147,31 +148,32 @@ def _still_held(leases: Collection[Lease[M]]) -> QuerySet[M]:
 
 
 def release_all(rows: Collection[M], **changes: Any) -> None:
-    """Let go of several locked rows of one model (see `held_among`), and write `changes` into them. One UPDATE."""
+    """Let go of several locked rows of one model (see `held_among`), and write `changes` into them, in one UPDATE."""
     if rows:
         _update(rows, lease_until=None, **changes)
 
 
 def revoke(queryset: QuerySet[M], **changes: Any) -> int:
-    """Take all rows of `queryset` from their holders, if they have any, and write `changes`. Returns how many rows.
+    """Take all rows of `queryset` from their holders, if any, and write `changes`. Returns how many rows.
 
-    One UPDATE, which locks in whatever order it finds them: where others lock several of them too, lock them before.
+    It is one UPDATE, which locks rows in whatever order it finds them. If others lock several of them too, lock them
+    before.
     """
     return queryset.update(lease_until=None, fence=F("fence") + 1, **changes)
 
 
 def is_free() -> Q:
-    """Rows that nobody holds."""
+    """Return a condition for rows that nobody holds."""
     return Q(lease_until=None) | Q(lease_until__lt=Now())
 
 
 def is_held() -> Q:
-    """Rows whose holder's lease has not run out."""
+    """Return a condition for rows whose lease has not run out."""
     return Q(lease_until__gt=Now())
 
 
 def is_over() -> Q:
-    """Rows whose holder did not renew its lease in time."""
+    """Return a condition for rows whose holder did not renew its lease in time."""
     return Q(lease_until__lt=Now())
 
 
@@ -181,8 +183,8 @@ def claim(
 ) -> list[M]:
     """Give free rows of `queryset` to the caller, in its order, and write `changes` into them: a SELECT and an UPDATE.
 
-    Returns at most `most` rows as they are after the claim (expressions among `changes` are not evaluated in them);
-    none where others hold them or are claiming them. Without `skip_locked` it waits for those who are.
+    Returns at most `most` rows as they are after the claim (expressions among `changes` are not evaluated in them); it
+    leaves out rows that others hold or are claiming. Without `skip_locked` it waits for those who are claiming.
     """
     rows = lock_free(queryset, most=most, skip_locked=skip_locked)
     hand_over(rows, duration, **changes)
@@ -190,8 +192,8 @@ def claim(
 
 
 def lock_free(queryset: QuerySet[M], *, most: int = 1, skip_locked: bool = True) -> list[M]:
-    """The first half of `claim`, for those who look at rows before they take them: lock free ones until the end of the
-    transaction. They have `claimed_at`."""
+    """Lock free rows until the transaction ends, as the first half of `claim`, for callers that look at rows before
+    they take them. They have `claimed_at`."""
     return _lock(queryset.filter(is_free()), most, skip_locked)
 
 
@@ -212,8 +214,8 @@ def _lock(queryset: QuerySet[M], most: int, skip_locked: bool) -> list[M]:
 
 
 def hand_over(rows: Collection[M], duration: dt.timedelta | None, **changes: Any) -> None:
-    """Give rows that are locked to the caller for `duration`, or to nobody, and write `changes` into them. One UPDATE.
-    The rows become what they are then (expressions among `changes` are not evaluated in them)."""
+    """Give locked rows to the caller for `duration`, or to nobody, and write `changes` into them, in one UPDATE. The
+    instances change too (except for expressions among `changes`)."""
     if not rows:
         return
     now = next(iter(rows)).claimed_at

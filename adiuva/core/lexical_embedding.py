@@ -15,12 +15,12 @@ _MOST_CHARS = 100_000
 
 
 def embed(text: str, key: bytes = b"") -> list[float]:
-    """A vector of length 1 (of zeros for a text without words), the same in every process.
+    """Return a vector of length 1 (of zeros for a text without words), the same in every process.
 
-    With a key (of at most 64 bytes), only vectors of the same key can be compared, and without the key nobody can tell
-    whether a vector is that of a certain text.
+    With a key (of at most 64 bytes), only vectors of the same key can be compared. Without the key nobody can tell
+    whether a vector belongs to a certain text.
     """
-    found: dict[int, float] = {}  # most places of a short text's vector are zero
+    found: dict[int, float] = {}  # most components of a short text's vector are zero
     words = _WORD.findall(unicodedata.normalize("NFKC", text[:_MOST_CHARS]).casefold())
     counts: dict[str, int] = {}
     for feature in _features(words):
@@ -29,7 +29,7 @@ def embed(text: str, key: bytes = b"") -> list[float]:
         raw = feature.encode("utf-8", "surrogatepass")
         number = int.from_bytes(blake2b(raw, digest_size=4, key=key).digest(), "big") if key else crc32(raw)
         weight = _weight(feature) * (1 + math.log(count))
-        # A sign of the hash keeps features that meet in one place from adding up.
+        # A sign of the hash keeps features that meet in one component from adding up.
         place = number % DIMENSIONS
         found[place] = found.get(place, 0.0) + (weight if number & 0x8000_0000 else -weight)
     vector = [0.0] * DIMENSIONS

@@ -1,4 +1,4 @@
-"""Logs are JSON events with ids. They never hold content, tokens, e-mail addresses, nor what a client put in a URL."""
+"""Logs are JSON events with ids. They never hold content, tokens, e-mail addresses, or what a client put in a URL."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
 _QUERY = re.compile(r"\?[^\s\"']*")
-# What Celery may say of a task besides its error: names of ours, and ids.
+# Celery may say this of a task besides its error: names of ours, and ids.
 _TASK_WORDS: Final = frozenset({"name", "id", "description", "hostname"})
 _PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>|\(\?P<(\w+)>([^)]*)\)")
 _PROJECT_DIR: Final = f"{Path(__file__).resolve().parents[2]}/"
-_MAX_FRAMES: Final = 20  # the innermost frames of one error are kept
+_MAX_FRAMES: Final = 20  # of one error, the innermost frames are kept
 _MAX_CAUSES: Final = 5
 
 _failures_lock = threading.Lock()
@@ -64,13 +64,13 @@ def log_failure(
 
 
 def count_failures() -> int:
-    """Return how many unexpected errors this process has logged with
-    `log_failure` at level "error" since it started."""
+    """Return how many unexpected errors this process has logged with `log_failure` at level "error" since it
+    started."""
     return _failure_count
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """The type and frames of an error, and of what it came from, as log_failure logs them."""
+    """Return the type and frames of an error, and of its causes, as log_failure logs them."""
     causes = [
         {"error": type(cause).__name__, "frames": _frames(cause)}
         for cause in islice(_causes(error), _MAX_CAUSES)
@@ -94,7 +94,7 @@ def _frame(frame: FrameType, line: int) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Return the errors that led to an error, nearest first. Each once: contexts can be circular."""
+    """Return the errors that led to an error, nearest first. Each appears once, because contexts can be circular."""
     seen, waiting = {id(error)}, _nearest_causes(error)
     while waiting:
         cause = waiting.pop(0)
@@ -111,13 +111,13 @@ def _nearest_causes(error: BaseException) -> list[BaseException]:
 
 
 class HideContent(logging.Filter):
-    """Take out of records of libraries what may quote a user: paths, query strings, messages of errors.
+    """Filter that takes out of libraries' records what may quote a user: paths, query strings, messages of errors.
 
-    Frameworks log the path of a request and the message of an error, and a database's message quotes the row.
+    Frameworks log the path of a request and the message of an error; a database's message quotes the row.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not isinstance(record.msg, dict):  # structlog's own are dicts
+        if not isinstance(record.msg, dict):  # structlog's own messages are dicts
             record.msg, record.args = _QUERY.sub("?…", _safe_message(record)), ()
         return True
 
@@ -129,7 +129,7 @@ def _safe_message(record: logging.LogRecord) -> str:
         hidden = {name: value if name in _TASK_WORDS else "…" for name, value in record.args.items()}
         message = str(record.msg) % hidden
     elif record.exc_info:
-        message = str(record.msg)  # without its arguments, one of which may be the error
+        message = str(record.msg)  # without its arguments, which may include the error
     else:
         message = record.getMessage()
     # Further lines are tracebacks, or show a task together with its error.
@@ -137,7 +137,8 @@ def _safe_message(record: logging.LogRecord) -> str:
 
 
 def _describe_exc_info(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """structlog's processor: an error's type and frames in place of its traceback, which ends with its message."""
+    """Write an error's type and frames in place of its traceback, which ends with its message. A processor of
+    structlog."""
     given = event.pop("exc_info", None)
     error = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else None
     if given is True:
@@ -146,7 +147,8 @@ def _describe_exc_info(_: Any, __: str, event: MutableMapping[str, Any]) -> Muta
 
 
 class EventFormatter(structlog.stdlib.ProcessorFormatter):
-    """Renders our own records as they are. structlog would copy each record first, and take out what it has put in."""
+    """Formatter that renders our own records as they are. structlog would copy each record, and take out what it has
+    put in."""
 
     def __init__(self, renderer: Any, **options: Any) -> None:
         chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
@@ -206,18 +208,19 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
                 "uvicorn": "WARNING",
                 "uvicorn.access": "ERROR",
                 "daphne": "WARNING",
-                "django.request": "ERROR",  # RequestLog has the others
+                "django.request": "ERROR",  # RequestLog logs the others
                 "django.server": "WARNING",
                 "django.channels.server": "WARNING",
-                # It logs each failed batch with the collector's address and answer; core.tracing logs an outage once.
+                # It logs each failed batch with the collector's address and answer; core.tracing logs an outage once
+                # instead.
                 "opentelemetry": "CRITICAL",
                 "celery": "INFO",
                 "celery.worker.strategy": "WARNING",
                 "celery.app.trace": "WARNING",
                 "celery.beat": "WARNING",
                 "django_celery_beat": "WARNING",
-                "stripe": "WARNING",  # else each request's address
-                # They log the address of each request, and addresses hold senders and positions.
+                "stripe": "WARNING",  # it would log each request's address
+                # They log the address of each request, which holds senders and positions.
                 "httpx": "WARNING",
                 "httpcore": "WARNING",
                 "fido2": "WARNING",  # it logs the ids of passkeys
@@ -227,13 +230,14 @@ def configure(level: str, *, as_json: bool) -> dict[str, Any]:
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
-    """In place of Python's own hook, which prints the error's message."""
+    """Log a thread's failure in place of Python's own hook, which prints the error's message."""
     if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
         log_failure("thread.failed", failure.exc_value, thread=failure.thread and failure.thread.name)
 
 
 def _loggable_path(request: HttpRequest) -> str:
-    """The path's pattern, with ids, and words that the pattern names, in it, and without what else a client wrote."""
+    """Return the path's pattern, with ids and words that the pattern names, and without whatever else a client
+    wrote."""
     match = request.resolver_match
     if match is None:
         return "/static/…" if request.path.startswith("/static/") else "…"
@@ -255,7 +259,7 @@ def _is_id(value: str) -> bool:
 
 
 class RequestLog:
-    """Middleware: gives each request an id, says it back in `X-Request-ID`, logs one event an answer."""
+    """Middleware that gives each request an id, returns it in `X-Request-ID`, and logs one event for each answer."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

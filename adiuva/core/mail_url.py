@@ -1,4 +1,4 @@
-"""Parses Django's mail settings from a single URL, as DATABASE_URL configures a database."""
+"""Parser of Django's mail settings in a single URL, as DATABASE_URL configures a database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _TIMEOUT_S = 20
 
 
 def mail_settings(url: str) -> dict[str, Any]:
-    """The settings for a URL of the scheme smtp, smtps, file or none. ValueError says what is wrong, without the URL.
+    """Return the settings for a URL of the scheme smtp, smtps, file or none. ValueError says what is wrong, without the
+    URL.
 
     smtp uses STARTTLS, except to this machine, where a relay rarely has a certificate.
     """

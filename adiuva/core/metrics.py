@@ -1,7 +1,7 @@
 """Counters for operators, in Prometheus' format, served on a port of their own (ADIUVA_METRICS_PORT).
 
-Each process counts for itself and has its own port: none that counts forks, so nothing has to be added up between
-processes here; Prometheus adds. What the database knows of the whole installation (`at_scrape`) is told by beat alone.
+Each process counts for itself and has its own port. No counting process forks, so Prometheus does all the adding up.
+Beat alone reports what the database knows of the whole installation (`at_scrape`).
 
 Labels are names of ours: routes as patterns, states, codes, configured models. Never ids, never what somebody wrote.
 Nothing is counted for a streamed word; a turn counts when it ends.
@@ -50,7 +50,7 @@ _codes_guard = threading.Lock()
 
 
 class RequestCount:
-    """Middleware: counts and traces each answer by the pattern of its route."""
+    """Middleware that counts and traces each answer by the pattern of its route."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -74,12 +74,13 @@ class RequestCount:
 
 @cache
 def _counters_of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    """As prometheus_client finds them by their labels each time; they stay as long as the process."""
+    """Return the counters, which prometheus_client would look up by their labels each time. They live as long as the
+    process."""
     return REQUESTS.labels(method, route, status), REQUEST_SECONDS.labels(method, route)
 
 
 def count_error(where: str, code: str) -> None:
-    """`where`: the kind of work, such as "rest", "turn" or "run"."""
+    """Count an error. `where`: the kind of work, such as "rest", "turn" or "run"."""
     ERRORS.labels(where, _bounded(code)).inc()
 
 
@@ -97,8 +98,8 @@ class ModelCall:
 
 @contextmanager
 def model_call(model: str) -> Iterator[ModelCall]:
-    """Count and trace a call, its retries included, when it ends, and the tokens of the `usage` that it was given.
-    `model` is a configured name."""
+    """Count and trace a call with its retries when it ends, and the tokens of the `usage` that it was given. `model` is
+    a configured name."""
     call, outcome = ModelCall(), "ok"
     span = tracing.begin(f"model {model}", gen_ai__request__model=model)
     try:
@@ -109,7 +110,7 @@ def model_call(model: str) -> Iterator[ModelCall]:
     except Exception:
         outcome = "unexpected"
         raise
-    except BaseException:  # cancelled, or the reader of a stream went away
+    except BaseException:  # cancelled, or the reader of a stream left
         outcome = "ok" if call.usage else "cancelled"
         raise
     finally:
@@ -128,12 +129,13 @@ def model_call(model: str) -> Iterator[ModelCall]:
 
 @cache
 def _labelled(counter: Counter, *labels: str) -> Counter:
-    """A counter's time series with these labels, which are few. Counters look for it under a lock at each call."""
+    """Return a counter's time series with these labels, of which there are few. A counter would look it up under a lock
+    at each call."""
     return counter.labels(*labels)
 
 
 def _bounded(code: str) -> str:
-    """The code, or "other" once there are too many: each makes a time series that stays."""
+    """Return the code, or "other" once there are too many, because each makes a time series that stays."""
     if code not in _codes:
         with _codes_guard:
             if len(_codes) >= _MOST_CODES:
@@ -159,8 +161,8 @@ _facts: list[_Fact] = []
 
 
 def at_scrape(name: str, help_text: str, labels: tuple[str, ...], read: Callable[[], Samples]) -> None:
-    """Have a gauge read from the database at each scrape of beat. `read` gives label values and the value; it must be
-    cheap on large tables."""
+    """Register a gauge that beat reads from the database at each scrape. `read` gives label values and the value; it
+    must be cheap on large tables."""
     _facts.append(_Fact(name, help_text, labels, read))
 
 
@@ -174,10 +176,11 @@ class _ProcessCounts(Collector):
 
 
 class StoreFacts(Collector):
-    """Gauges read from the database. If it does not answer, that is said, and the gauges are absent rather than 0."""
+    """Collector of gauges from the database. If it does not answer, one gauge says so and the others are absent rather
+    than 0."""
 
     def describe(self) -> Iterator[Metric]:
-        return iter(())  # else registering would ask the database
+        return iter(())  # otherwise registering would query the database
 
     def collect(self) -> Iterator[Metric]:
         found: list[Metric] = []
@@ -207,7 +210,7 @@ _with_store_facts: set[CollectorRegistry] = set()
 def serve(*, with_store_facts: bool = False, registry: CollectorRegistry = REGISTRY) -> None:
     """Serve this process's counters from a thread, if a port is set. Raises OSError if the port is taken.
 
-    Called again, as by beat in a thread of a worker, it only adds what was not served so far.
+    A second call, as by beat in a thread of a worker, only adds what was not served so far.
     """
     if not settings.METRICS_PORT:
         return

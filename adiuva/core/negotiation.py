@@ -1,4 +1,4 @@
-"""Which renderer a request gets. DRF loads this with its first view class, so it must not import views."""
+"""Choice of a request's renderer. DRF loads this with its first view class, so it must not import views."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MOST_KNOWN: Final = 500
 
 
 class Negotiation(DefaultContentNegotiation):
-    """DRF's, which looks at each `Accept` once: clients send the same with every request."""
+    """Negotiation of DRF that looks at each `Accept` once, because clients send the same with every request."""
 
-    # By the header and the renderers' classes: which of them it is, and the media type.
+    # The chosen renderer's position and the media type, by the header and the renderers' classes.
     _known: Final[dict[tuple[Any, ...], tuple[int, str]]] = {}
 
     def select_renderer(

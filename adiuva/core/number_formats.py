@@ -17,7 +17,8 @@ _CENT: Final = 10_000
 
 
 def money(micro: int, currency: str, locale: str) -> str:
-    """An amount in millionths of a currency. Less than a cent has the places it needs not to look free."""
+    """Return an amount, given in millionths of a currency, as text. Below a cent it gets as many places as it needs not
+    to look free."""
     amount, known = Decimal(micro) / _MICRO, _locale(locale)
     if 0 < abs(micro) < _CENT:
         pattern = known.currency_formats["standard"].pattern.replace("0.00", "0.00####")
@@ -26,14 +27,14 @@ def money(micro: int, currency: str, locale: str) -> str:
 
 
 def count(number: int) -> str:
-    """A whole number with the language's separators."""
+    """Return a whole number with the language's separators."""
     return str(number_format(number, decimal_pos=0, use_l10n=True, force_grouping=True))
 
 
 def size(count_of_bytes: int) -> str:
-    """Bytes in the unit that suits, such as 5 GB, in the language that is spoken.
+    """Return bytes in the unit that suits, such as 5 GB, in the current language.
 
-    A GB is 10⁹ bytes, as plans are sold: Django's own filter, which divides by 1024, would make 4.7 GB of one's 5.
+    A GB is 10⁹ bytes, as in the plans. Django's own filter divides by 1024, and would show 4.7 GB for 5.
     """
     unit, amount = "byte", Decimal(count_of_bytes)
     for larger in ("kilobyte", "megabyte", "gigabyte", "terabyte"):

@@ -18,7 +18,7 @@ _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 
 class BadRequest(Exception):
-    """`param` and `code` are fields of the API's errors."""
+    """Error for a bad request. `param` and `code` are fields of the API's errors."""
 
     def __init__(
         self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
@@ -28,7 +28,7 @@ class BadRequest(Exception):
 
 
 def create_application(*models: str, about: str) -> web.Application:
-    """An application that names its models and answers /health; the caller adds what they do."""
+    """Return an application that names its models and answers /health; the caller adds the rest."""
     app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_error_middleware])
 
     async def health(_: web.Request) -> web.Response:
@@ -44,7 +44,7 @@ def create_application(*models: str, about: str) -> web.Application:
 
 
 async def read_body(request: web.Request, model: str) -> dict[str, Any]:
-    """The JSON object that a request sent to this model. Raises BadRequest."""
+    """Return the JSON object that a request sent to this model. Raises BadRequest."""
     try:
         body = orjson.loads(await request.read())
     except orjson.JSONDecodeError:
@@ -68,7 +68,7 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 
 async def serve(app: web.Application, port: int, stop: asyncio.Event) -> None:
-    """Serves on 127.0.0.1 until `stop` is set. Prints one line with the address once it listens.
+    """Serve on 127.0.0.1 until `stop` is set. Prints one line with the address once it listens.
 
     Raises OSError if the port is taken.
     """
@@ -83,7 +83,7 @@ async def serve(app: web.Application, port: int, stop: asyncio.Event) -> None:
 
 
 def run(app: web.Application, *, module: str, description: str, default_port: int = 0) -> None:
-    """The command line of `python -m MODULE`: serves until SIGTERM or SIGINT."""
+    """Run the command line of `python -m MODULE`: serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument(
         "--port", type=int, default=default_port, help="the port on 127.0.0.1; 0 picks a free one"

@@ -12,7 +12,7 @@ _METHODS = frozenset({"get", "post", "put", "patch", "delete"})
 
 
 class Schema(AutoSchema):
-    """A docstring's first sentence is an operation's summary, where the view names none."""
+    """Schema whose operations take the docstring's first sentence as summary, if the view names none."""
 
     def get_summary(self) -> str | None:
         if given := super().get_summary():
@@ -20,7 +20,7 @@ class Schema(AutoSchema):
         return _first_sentence(str(self.get_description() or "")) or None
 
     def _get_request_body(self, direction: str = "request") -> Any:
-        """drf-spectacular leaves out the body of a DELETE; a view whose has one says `delete_takes_body`."""
+        """Return the body of a DELETE too, which drf-spectacular leaves out, if the view says `delete_takes_body`."""
         if self.method != "DELETE" or not getattr(self.view, "delete_takes_body", False):
             return super()._get_request_body(direction)  # type: ignore[no-untyped-call]
         self.method = "POST"
@@ -36,10 +36,10 @@ def _first_sentence(text: str) -> str:
 
 
 def finish(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """drf-spectacular's postprocessing hook.
+    """Adjust the document, as drf-spectacular's postprocessing hook.
 
-    Operations that need no sign-in say so, request bodies have an example, and a PATCH leaves what it does not name
-    as it is, so that its body has no defaults: generators take them for values that are always sent.
+    Operations that need no sign-in say so, and request bodies get an example. The body of a PATCH gets no defaults,
+    since it leaves what it does not name as it is, and generators take defaults for values that are always sent.
     """
     for path in result["paths"].values():
         for operation in (operation for method, operation in path.items() if method in _METHODS):

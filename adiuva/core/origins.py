@@ -34,7 +34,7 @@ def is_allowed(origin: str, host: str) -> bool:
 
 
 def cors_headers(origin: str, host: str) -> dict[str, str]:
-    """Return what lets a page read an answer that Django does not give. Empty for origins that may not."""
+    """Return the headers that let a page read an answer which Django does not give. Empty for origins that may not."""
     if not origin or not is_allowed(origin, host):
         return {}
     exposed = ", ".join(settings.CORS_EXPOSE_HEADERS)
@@ -47,13 +47,14 @@ def cors_headers(origin: str, host: str) -> dict[str, str]:
 
 @cache
 def _pattern(entry: str) -> re.Pattern[str]:
-    """An entry of the list: an origin, in which `:*` is any port or none, and any other `*` part of a name."""
+    """Return the pattern of an entry of the list: an origin, in which `:*` is any port or none, and any other `*` part
+    of a name."""
     text = re.escape(entry.rstrip("/")).replace(r":\*", r"(:\d+)?").replace(r"\*", r"[\w.-]*")
     return re.compile(text, re.IGNORECASE)
 
 
 class CorsMiddleware(middleware.CorsMiddleware):
-    """django-cors-headers', which other programs than browsers pass by: they name no origin."""
+    """Middleware of django-cors-headers that programs other than browsers skip: they name no origin."""
 
     def __call__(self, request: HttpRequest) -> Any:
         if (
@@ -68,7 +69,7 @@ class CorsMiddleware(middleware.CorsMiddleware):
 
 
 def allows_cors(sender: object, request: HttpRequest, **_: object) -> bool:
-    """Receiver of the signal by which django-cors-headers asks, at any path."""
+    """Return whether CORS allows the request, as receiver of django-cors-headers' signal, at any path."""
     if not request.path.startswith("/api/"):
         return False
     try:

@@ -1,6 +1,6 @@
-"""Recognises errors that mean a store is unavailable: PostgreSQL or Redis is away, has no room, or takes no writes.
+"""Recognition of errors that mean a store is unavailable: PostgreSQL or Redis is away, has no room, or takes no writes.
 
-All of them pass without a change of ours, so a request is answered with 503 and a worker waits and tries again. A full
+Such errors pass without a change of ours, so a request is answered with 503, and a worker waits and tries again. A full
 disk shows in many ways: PostgreSQL refuses a statement (53100) or restarts, a standby takes no writes (25006), Redis
 answers MISCONF or READONLY, and a file of our own cannot be written (ENOSPC).
 """
@@ -24,8 +24,8 @@ from adiuva.core.logging import log_failure
 
 Store = Literal["database", "redis", "disk"]
 
-# Django's InternalError covers mistakes of ours as well, so its SQLSTATE decides. Read only; resources, among them the
-# disk (class 53); the server's own faults (class 58).
+# Django's InternalError also covers mistakes of ours, so its SQLSTATE decides: read only; resources, among them the
+# disk (class 53); an administrator's shutdown (57P0); the server's own faults (class 58).
 _DATABASE_STATES: Final = ("25006", "53", "57P0", "58")
 # Answers of Redis for which redis-py has no class; within a pipeline, a prefix names the command.
 _REDIS_ANSWERS: Final = re.compile(r"(?:^|caused error: )(?:MISCONF|READONLY|OOM|NOREPLICAS) ")
@@ -52,7 +52,7 @@ _WORDS: Final[dict[Store, str]] = {
 
 
 class StoreUnavailable(Unavailable):
-    """`store` in the body says which: database, redis or disk."""
+    """Error for an unavailable store. `store` in the body says which: database, redis or disk."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(
@@ -63,7 +63,7 @@ class StoreUnavailable(Unavailable):
 
 
 def store_of(error: BaseException | None) -> Store | None:
-    """Return the store that the error says is unavailable; None if it says no such thing."""
+    """Return the store that is unavailable according to the error; None if it says no such thing."""
     for each in _causes(error):
         match each:
             case OperationalError() | InterfaceError():
@@ -84,13 +84,13 @@ def store_of(error: BaseException | None) -> Store | None:
 
 
 def as_unavailable(error: BaseException) -> Unavailable | None:
-    """The error to tell a client, if this one says that a store is unavailable."""
+    """Return the error to tell a client, if this one says that a store is unavailable."""
     store = store_of(error)
     return StoreUnavailable(store) if store else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those it was raised from on purpose."""
+    """Yield the error, and those it was raised from on purpose."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -100,7 +100,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def response_to(error: BaseException | None) -> HttpResponse | None:
-    """The answer to a request that failed with this error: 503 if a store is unavailable, else None."""
+    """Return the answer to a request that failed with this error: 503 if a store is unavailable, else None."""
     unavailable = as_unavailable(error) if error is not None else None
     if unavailable is None:
         return None
@@ -110,7 +110,7 @@ def response_to(error: BaseException | None) -> HttpResponse | None:
 
 
 class OutageResponses:
-    """Middleware: answers 503 where a view failed because a store is unavailable."""
+    """Middleware that answers 503 where a view failed because a store is unavailable."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self._get_response = get_response

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Model)
 
-# A longer list is counted up to this number of rows, and pages beyond it are refused: counting and skipping both read
-# an entry of the index for each row.
+# A longer list is counted up to this number of rows, and later pages are refused, because counting and skipping both
+# read an index entry for each row.
 MOST_COUNTED: Final = 100_000
 _MAX_CURSOR_CHARS: Final = 500
 
@@ -43,11 +43,11 @@ TOTAL_COUNT: Final = OpenApiParameter(
 
 
 class PageLimitPagination(PageNumberPagination):
-    """`page` (from 1) or `cursor`, and `limit` (50, at most 100).
+    """Pagination by `page` (from 1) or `cursor`, and `limit` (50, at most 100).
 
-    The answer is the plain list; `X-Total-Count` says how many there are in all, `Link` (RFC 8288) where the other
-    pages are. A page past the end is empty; one that begins after MOST_COUNTED rows is refused. `rel="next"` leads on
-    by a cursor: the position of the last row in the list's order, so that rows which come or go meanwhile neither
+    The answer is the plain list; `X-Total-Count` says how many rows there are in all, `Link` (RFC 8288) where the other
+    pages are. A page past the end is empty; a page that begins after MOST_COUNTED rows is refused. `rel="next"` leads
+    on by a cursor: the position of the last row in the list's order, so that rows which come or go meanwhile neither
     repeat others nor hide them.
     """
 
@@ -105,7 +105,7 @@ class PageLimitPagination(PageNumberPagination):
 
 
 class _Counted(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """The owner whose rows are counted already."""
+    """Paginator of rows that were counted already."""
 
     count = 0
 
@@ -115,7 +115,7 @@ class _Counted(Paginator):  # type: ignore[type-arg]  # not generic at run time
 
 
 def _cut(order: OrderedRows[Any], start: int, limit: int) -> tuple[list[Any], int]:
-    """The rows of a page, with one more if there are more, and how many the list has. Raises ValidationError."""
+    """Return the rows of a page, with one more if there are more, and how many the list has. Raises ValidationError."""
     found = order.cut(start, start + limit + 1) if start < MOST_COUNTED else []
     end = start + len(found)
     if (found and len(found) <= limit) or not end:
@@ -143,8 +143,7 @@ def _links_by_number(request: Request, number: int, paginator: _Counted) -> dict
 
 @dataclass(frozen=True)
 class _Order:
-    """The names by which a list is ordered, and the columns of that order; none, where a
-    row's values do not say where it stands."""
+    """Order of a list: its names, and its columns; none if a row's values do not say where the row stands."""
 
     names: tuple[Any, ...]
     fields: tuple[Field[Any, Any], ...] = ()
@@ -152,8 +151,8 @@ class _Order:
 
     @classmethod
     def total(cls, queryset: QuerySet[Any]) -> _Order:
-        """The queryset's order with the primary key behind it. Otherwise rows that are equal in that order could be
-        repeated on the next page."""
+        """Return the queryset's order with the primary key behind it. Otherwise equal rows could be repeated on the
+        next page."""
         names = list(queryset.query.order_by or queryset.model._meta.ordering)
         if not all(isinstance(name, str) for name in names):
             return cls(tuple(names))
@@ -168,7 +167,7 @@ class _Order:
 
 
 class OrderedRows(Generic[M]):
-    """The rows of a list in a total order."""
+    """Rows of a list in a total order."""
 
     def __init__(self, rows: QuerySet[M], order: _Order) -> None:
         self._rows, self._order = rows, order
@@ -187,18 +186,18 @@ class OrderedRows(Generic[M]):
     def cut(self, start: int, end: int) -> list[M]:
         if not start:
             return self.first(end)
-        # What is before a page is passed over in the index alone; only the page's own rows are read. Their keys are
-        # asked for first: as a part of one statement, PostgreSQL estimates them badly, and joins them row by row.
+        # PostgreSQL passes over the rows before a page in the index alone, and reads only the page's own rows. Their
+        # keys are fetched first: within one statement, PostgreSQL estimates them badly and joins them row by row.
         keys = list(self.rows.values_list("pk", flat=True)[start:end])
         return list(self.rows.filter(pk__in=keys)) if keys else []
 
     def cursor(self, row: M) -> str:
-        """The position of a row."""
+        """Return the position of a row."""
         values = [getattr(row, field.attname) for field in self.fields]
         return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
 
     def after(self, cursor: str) -> QuerySet[M]:
-        """Raises ValidationError."""
+        """Return the rows after a cursor. Raises ValidationError."""
         compare = TupleLessThan if self._order.is_down else TupleGreaterThan
         columns = Tuple(*(F(field.name) for field in self.fields))
         return self.rows.filter(compare(columns, self._position(cursor)))
@@ -220,7 +219,7 @@ def total_order(queryset: QuerySet[M]) -> OrderedRows[M]:
 
 
 class PreparedList(Generic[M]):
-    """A list whose first page, which is asked for most, is read by a statement that is compiled once (core.prepared).
+    """List with a first page that a statement compiled once reads (core.prepared), because clients ask for it most.
 
     _MINE = PreparedList(lambda user_id: Agent.objects.of(user_id))
     _MINE.of(me)           # for `paginate_queryset`, instead of Agent.objects.of(me)

@@ -1,4 +1,4 @@
-"""The parser of request bodies. DRF loads it with its first view class, so this module must not import views."""
+"""Parser of request bodies. DRF loads it with its first view class, so this module must not import views."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rest_framework import exceptions, parsers
 
 
 class JSONParser(parsers.JSONParser):
-    """Accepts JSON objects that PostgreSQL can store: no NaN, no lone surrogates, no NUL, at most 1,024 levels deep.
+    """Parser of JSON objects that PostgreSQL can store: no NaN, no lone surrogates, no NUL, at most 1,024 levels deep.
 
     DRF passes it at most settings.DATA_UPLOAD_MAX_MEMORY_SIZE bytes.
     """
@@ -32,7 +32,7 @@ class JSONParser(parsers.JSONParser):
 
 
 def _has_nul(value: Any) -> bool:
-    # Not recursive: orjson parses up to 1,024 levels, which is too deep for Python's stack.
+    # Not recursive, because orjson parses up to 1,024 levels, too deep for Python's stack.
     pending = [value]
     while pending:
         match pending.pop():

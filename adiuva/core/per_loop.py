@@ -1,4 +1,4 @@
-"""A registry of one value for each event loop, such as its HTTP session or its connections to Redis."""
+"""Registry of one value for each event loop, such as its HTTP session or its connections to Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """Makes a value the first time that an event loop asks for one, and forgets it when the loop is gone.
+    """Registry that makes a value when an event loop first asks for it, and forgets it when the loop is gone.
 
     Safe to use from several threads, each of which may run a loop of its own.
     """

@@ -1,13 +1,13 @@
-"""Querysets that are compiled once, for reads that are asked for with each request.
+"""Querysets that are compiled once, for reads in every request.
 
-To build a queryset and its SQL takes Django several times as long as PostgreSQL takes for a row or a short list. Here
-both are done once for each process; afterwards a read is a prepared statement (adiuva.core.db) and its rows:
+Django takes several times as long to build a queryset and its SQL as PostgreSQL takes for a row or a short list. This
+module does both once for each process; afterwards a read is a prepared statement (adiuva.core.db) and its rows:
 
     _mine = PreparedQuery(lambda user_id: Agent.objects.of(user_id).select_related("user"))
     _mine(user.pk)         # the same Agents as of `Agent.objects.of(user.pk).select_related("user")`
 
-What differs between calls is a value of a comparison. Whatever changes the statement itself (another filter, another
-order, whether a value is None) is another PreparedQuery. Lists on pages have adiuva.core.paging.PreparedList.
+Calls may differ only in the values of comparisons. Whatever changes the statement itself (another filter, another
+order, a value that may be None) needs another PreparedQuery. Lists on pages have adiuva.core.paging.PreparedList.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ M = TypeVar("M", bound=Model)
 
 
 class PreparedQuery(Generic[M]):
-    """`build` makes the queryset of its positional arguments, which it may only compare with columns. It is called
-    once, with placeholders. What it makes can be ordered and cut by `arrange`.
+    """Query that is compiled once. `build` makes the queryset of its positional arguments, which it may only compare
+    with columns. It is called once, with placeholders. `arrange` can order and cut the queryset.
 
-    Where PostgreSQL cannot infer a value's type from the column, the queryset must cast it.
+    The queryset must cast a value if PostgreSQL cannot infer its type from the column.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class PreparedQuery(Generic[M]):
 
 
 def placeholders(build: Callable[..., Any]) -> list[Value]:
-    """Return what stands for the arguments of `build` in a statement."""
+    """Return the placeholders for the arguments of `build` in a statement."""
     return [Value(_Place(index)) for index in range(len(signature(build).parameters))]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Stands for the argument of this number. Django does not know its type, so that it comes through as it is."""
+    """Placeholder for the argument of this number. Django does not know its type, so it passes it on unchanged."""
 
     number: int
 
 
 class _Compiled(Generic[M]):
-    """The statement of a queryset, and how its rows become instances, which Django finds out each time."""
+    """Statement of a queryset, and the way from its rows to instances, which Django would find out each time."""
 
     def __init__(self, queryset: QuerySet[M]) -> None:
         compiler = queryset.query.get_compiler(queryset.db)
@@ -76,7 +76,7 @@ class _Compiled(Generic[M]):
         self._names = [column.target.attname for column, *_ in select[start:end]]
         self._related = get_related_populators(info, select, queryset.db)  # type: ignore[call-arg]  # of a later Django
         self._db = queryset.db
-        # Columns of JSON come decoded here.
+        # JSON columns arrive decoded here.
         self._converters = [
             (index, converter, expression)
             for index, (converters, expression) in compiler.get_converters(

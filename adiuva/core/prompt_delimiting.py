@@ -10,7 +10,7 @@ from django.conf import settings
 
 
 def delimit_untrusted(name: str, text: str) -> str:
-    """The text between a begin and an end line that name it.
+    """Return the text between a begin line and an end line that name it.
 
     Both lines carry a keyed hash of the text, so that nothing in the text can contain or forge them.
     """
@@ -19,7 +19,7 @@ def delimit_untrusted(name: str, text: str) -> str:
 
 
 def delimit_own(name: str, text: str) -> str:
-    """A text of ours within a message of the user, between lines that no text of the user can contain or forge."""
+    """Return a text of ours for a message of the user, between lines that no text of the user can contain or forge."""
     mark = _mark(f"own {name}", text).replace("data-", "app-")
     return f"[{name} {mark}]\n{text}\n[{name} ends {mark}]"
 

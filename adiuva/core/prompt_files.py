@@ -20,17 +20,17 @@ class Prompt:
 
     @property
     def version(self) -> str:
-        """The name, the file's number and a hash of the text, so that a forgotten number still shows."""
+        """Return the name, the file's number and a hash of the text, so that a forgotten number still shows."""
         return f"{self.name}.{self.number}-{hashlib.sha256(self.text.encode()).hexdigest()[:6]}"
 
     def followed_by(self, *others: Prompt) -> Prompt:
-        """This prompt with the text of others appended; it keeps its name and number."""
+        """Return this prompt with the text of others appended; it keeps its name and number."""
         return Prompt(self.name, self.number, "\n\n".join([self.text, *(other.text for other in others)]))
 
 
 @cache
 def load(package: str, name: str) -> Prompt:
-    """The prompt in `<package>/prompts/<name>.md`.
+    """Return the prompt in `<package>/prompts/<name>.md`.
 
     Raises FileNotFoundError if there is none, ValueError if it does not begin with its version.
     """

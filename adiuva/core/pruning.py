@@ -1,4 +1,4 @@
-"""Deletes of rows that are kept no longer, in short transactions: after a day of downtime there may be millions."""
+"""Deletion of rows that are no longer kept, in short transactions: after a day of downtime there may be millions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from django.db import transaction
 from django.db.models import CASCADE, ForeignObjectRel, Model, QuerySet
 
 BATCH: Final = 1_000
-# Rows that others belong to are deleted in batches of this size: those others are looked for in each of their tables.
+# Rows that have parts are deleted in batches of this size, because each of the parts' tables is searched for them.
 _WHOLES: Final = 100
-# In one call of what runs by a schedule; its next call goes on.
+# The most that one scheduled call deletes; its next call goes on.
 MOST: Final = 50_000
 
 
@@ -54,7 +54,7 @@ def delete_with_parts(rows: QuerySet[Any]) -> Iterator[int]:
 
 
 def parts_of(model: type[Model]) -> list[tuple[type[Model], str]]:
-    """Models whose rows go when the row of `model` goes to which they refer, each with the name of that reference."""
+    """Return the models with rows that go with a row of `model`, each with the name of its reference to that row."""
     relations = [field for field in model._meta.get_fields(include_hidden=True) if field.auto_created]
     return [
         (relation.related_model, relation.field.name)

@@ -1,8 +1,8 @@
-"""Requests to addresses that users name: they reach public hosts only, and end in time.
+"""HTTP requests to addresses that users name: they reach public hosts only, and end in time.
 
-A name is resolved by us, every address of it is checked, and the connection is made to an address that was checked: a
-name that leads elsewhere a moment later changes nothing. Redirects are not followed. Networks of an operator's own can
-be allowed; only there plain HTTP is spoken.
+We resolve a name, check every address of it, and connect to an address that we checked, so a name that leads elsewhere
+a moment later changes nothing. We follow no redirects. An operator can allow networks of their own, and only there we
+speak plain HTTP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import orjson
 
 _CONNECT_S: Final = 5.0
 _HEADERS: Final = {"User-Agent": "adiuva", "Accept": "application/json", "Accept-Encoding": "identity"}
-# Addresses in which an IPv4 address is packed, and so hidden: 6to4, Teredo, NAT64.
+# Networks whose addresses contain, and so hide, an IPv4 address: 6to4, Teredo, NAT64.
 _PACKED: Final = tuple(map(ipaddress.ip_network, ("2002::/16", "2001::/32", "64:ff9b::/96")))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -30,22 +30,23 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class AddressRefused(ValueError):
-    """The address is not one that a server may be asked to reach. The message is in English, for logs and staff."""
+    """Error for an address that the server must not be asked to reach. The message is in English, for logs and
+    staff."""
 
 
 class NotReached(Exception):
-    """No whole answer came in time. The message names the kind of failure alone."""
+    """Error for an answer that did not come whole and in time. The message names only the kind of failure."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """A whole answer. It may hold secrets, which its repr does not show."""
+    """Whole answer. It may hold secrets, which its repr does not show."""
 
     status: int
     body: bytes = field(repr=False)
 
     def json(self) -> dict[str, Any]:
-        """Raises ValueError unless it is a JSON object."""
+        """Return the JSON object of the body. Raises ValueError unless it is one."""
         found = orjson.loads(self.body)
         if not isinstance(found, dict):
             raise ValueError("not an object")
@@ -53,7 +54,7 @@ class Response:
 
 
 def networks_of(words: Iterable[str]) -> tuple[Network, ...]:
-    """Raises ValueError."""
+    """Return the networks of a setting. Raises ValueError."""
     return tuple(ipaddress.ip_network(word) for word in words)
 
 
@@ -68,7 +69,8 @@ def may_reach(address: Address, allowed: Sequence[Network] = ()) -> bool:
 
 
 def checked(url: str, allowed: Sequence[Network] = ()) -> httpx.URL:
-    """An address as our HTTP client reads it. Raises AddressRefused; where it leads is checked when we connect."""
+    """Return an address as our HTTP client reads it. Raises AddressRefused. Where it leads is checked when we
+    connect."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError, TypeError):
@@ -110,7 +112,7 @@ def request(
                 if len(body) > max_bytes:
                     raise NotReached("too much")
     except httpx.HTTPError as error:
-        # Not `from error`: it refers to the request, which may hold secrets.
+        # Not `from error`, because that refers to the request, which may hold secrets.
         raise NotReached(type(error).__name__) from None
     if 300 <= response.status_code < 400:
         raise NotReached("a redirect, which is not followed")
@@ -119,12 +121,12 @@ def request(
 
 @cache
 def _ssl_context() -> ssl.SSLContext:
-    """Shared: loading the certificates takes tens of milliseconds."""
+    """Return the shared context: loading the certificates takes tens of milliseconds."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 class _Transport(httpx.HTTPTransport):
-    """For one request: its connections go where `_Backend` lets them."""
+    """Transport for one request. Its connections go where `_Backend` lets them."""
 
     def __init__(self, allowed: Sequence[Network], until: float, *, is_plain: bool) -> None:
         super().__init__(verify=_ssl_context(), trust_env=False)
@@ -166,7 +168,7 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection on which no read or write goes on after the request's time is over."""
+    """Connection that allows no read or write after the request's time is over."""
 
     def __init__(self, inner: httpcore.NetworkStream, until: float) -> None:
         self._inner, self._until = inner, until

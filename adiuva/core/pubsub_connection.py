@@ -1,4 +1,4 @@
-"""One connection to Redis for what is published, subscribed to and commanded, read where the bytes arrive.
+"""Connection to Redis for publishing, subscribing and commands. It reads data where the bytes arrive.
 
 It takes over a connection that redis-py has opened and signed in (its private `_writer` and `_reader`), parses what
 arrives with hiredis, and writes everything sent in one turn of the event loop at once. After an upgrade of redis-py run
@@ -23,19 +23,20 @@ from adiuva.core.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
-_CHECK_INTERVAL_S: Final = 0.25  # how often the connection is looked after
+_CHECK_INTERVAL_S: Final = 0.25  # seconds between checks of the connection
 _RECONNECT_PAUSE_S: Final = 1.0
 _PING_AFTER_S: Final = 10.0  # after so much silence a PING shows whether Redis still answers
 ANSWER_TIMEOUT_S: Final = 10.0
 
-# What became of a command: the number that Redis answered (of something published, how many subscribers got it),
-# "unavailable" (Redis refused it, so nothing happened), or "lost" (the connection broke before Redis answered, so
-# perhaps).
+# The fate of a command: the number that Redis answered (for something published, how many subscribers got it),
+# "unavailable" (Redis refused it, so nothing happened), or "lost" (the connection broke before Redis answered, so it
+# may have happened).
 Fate = int | Literal["unavailable", "lost"]
 
 
 class ChannelLayerUnavailable(Unavailable, ConnectionError):
-    """Redis cannot be reached, and nothing was sent. After a plain ConnectionError the message may have been sent."""
+    """Error for a Redis that cannot be reached: nothing was sent. After a plain ConnectionError the message may have
+    been sent."""
 
     code = "channel_layer_away"
 
@@ -44,26 +45,27 @@ class ChannelLayerUnavailable(Unavailable, ConnectionError):
 
 
 class Subscriber(Protocol):
-    """The user of a connection. `NoSubscriber` is for one that subscribes to nothing."""
+    """User of a connection. `NoSubscriber` is one that subscribes to nothing."""
 
     def names(self) -> list[str]:
         """Return the channels to subscribe to, also after a reconnect."""
         ...
 
     def arrived(self, name: bytes, payload: bytes) -> None:
-        """Something was published under a name that is subscribed to."""
+        """Take what was published under a name that is subscribed to."""
         ...
 
     def lost(self) -> None:
-        """The connection is lost: what was published and not answered is "lost", and something may be missed."""
+        """Learn that the connection is lost: what was published and not answered is "lost", and messages may be
+        missed."""
         ...
 
     def interrupted(self) -> None:
-        """The connection is back after a loss: something may have been missed."""
+        """Learn that the connection is back after a loss: messages may have been missed."""
         ...
 
     def closed(self) -> None:
-        """The event loop's tasks were cancelled, and the connection with them."""
+        """Learn that the event loop's tasks were cancelled, and the connection with them."""
         ...
 
 
@@ -84,9 +86,10 @@ class NoSubscriber:
         pass
 
 
-# More than 15 methods: asyncio calls some, and reconnecting is a chain of small steps over the same state.
+# More than 15 methods: asyncio calls some of them, and reconnecting is a chain of small steps over the same state.
 class PubSubConnection(asyncio.Protocol):
-    """It is opened when first needed, reconnects while there are subscriptions, and closes with the loop's tasks."""
+    """Connection that opens when first needed, reconnects while there are subscriptions, and closes with the loop's
+    tasks."""
 
     def __init__(
         self, host: Mapping[str, Any], subscriber: Subscriber, loop: asyncio.AbstractEventLoop
@@ -109,21 +112,21 @@ class PubSubConnection(asyncio.Protocol):
         return self._transport is not None
 
     async def ready(self) -> None:
-        """Raises ChannelLayerUnavailable if Redis cannot be reached."""
+        """Connect, if that is needed. Raises ChannelLayerUnavailable if Redis cannot be reached."""
         if self._transport is None:
             await self._connect()
 
     def publish(self, name: str, payload: bytes, answered: Callable[[Fate], object]) -> None:
-        """`answered` is called once, with what became of it. The connection must be open."""
+        """Publish a message. `answered` is called once, with what became of it. The connection must be open."""
         self.command(answered, "PUBLISH", name, payload)
 
     def command(self, answered: Callable[[Fate], object], *words: str | bytes) -> None:
-        """The same for any command that Redis answers with a number."""
+        """Send any command that Redis answers with a number; otherwise as `publish`."""
         self._unanswered.append((answered, self._loop.time()))
         self._write(*words)
 
     async def subscribe(self, name: str) -> None:
-        """Raises ConnectionError."""
+        """Subscribe to a name. Raises ConnectionError."""
         await self.ready()
         if (future := self._subscribing.get(name.encode())) is None:
             future = self._subscribing[name.encode()] = self._loop.create_future()
@@ -161,7 +164,7 @@ class PubSubConnection(asyncio.Protocol):
         while (reply := self._reader.gets()) is not False:
             if type(reply) is not hiredis.PushNotification:
                 answered, _ = self._unanswered.popleft()
-                # Read only, out of memory, loading: whatever Redis says, it has not done it.
+                # Read only, out of memory, loading: whatever the reason, Redis has not carried the command out.
                 answered("unavailable" if isinstance(reply, Exception) else cast(int, reply))
             elif reply[0] == b"message":
                 self._subscriber.arrived(reply[1], reply[2])

@@ -1,9 +1,9 @@
 """Rate limits over all processes, kept in Redis, by the generic cell rate algorithm (GCRA).
 
-A limit of 10 in 60 s lets 10 through at once and then one every 6 s. One number is kept for each key: when its
-allowance will be whole again. It is read and written by one script, so that requests which come at once, at several
-processes, are all counted, and a request costs one round trip however many limits it has. The time is that of Redis,
-because one machine whose clock is ahead would close the limit for all others.
+A limit of 10 in 60 s lets 10 through at once and then one every 6 s. Redis keeps one number for each key: the time when
+its allowance will be whole again. One script reads and writes it, so that simultaneous requests at several processes
+are all counted, and a request costs one round trip however many limits it has. The time is that of Redis, because a
+machine with a clock that is ahead would close the limit for all others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adiuva.core.redis import Purpose
 from adiuva.core.redis_script import RedisScript
 
 # Times are whole microseconds, which Lua's numbers hold exactly until the year 2255. A time further ahead than the
-# allowance can be is cut to it: Redis's own clock was put back, or the limit was changed.
+# allowance can reach is cut: Redis's own clock was put back, or the limit was changed.
 _TAKE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -39,7 +39,7 @@ _MICRO: Final = 1_000_000
 
 
 class Limit(NamedTuple):
-    """So many of `key` in a period; `burst` at once, which is as many if it is not given."""
+    """Limit of so many uses of `key` in a period. `burst`: so many at once; without it, as many as in a period."""
 
     key: str
     allowed: int
@@ -48,14 +48,14 @@ class Limit(NamedTuple):
 
     @property
     def times_us(self) -> tuple[int, int]:
-        """The time until the next one may pass, and the time until the whole allowance is back."""
+        """Return the time until the next one may pass, and the time until the whole allowance is back."""
         interval = max(1, self.period_s * _MICRO // max(1, self.allowed))
         return interval, interval * (self.burst or self.allowed)
 
 
 class Verdict(NamedTuple):
-    """`wait_s`: seconds until one may pass; 0 if this one did. `remaining`: how many may pass now. `whole_in_s`: when
-    as many may as at first."""
+    """Outcome of a request. `wait_s`: seconds until one may pass; 0 if this one did. `remaining`: how many may pass
+    now. `whole_in_s`: seconds until the whole allowance is back."""
 
     wait_s: float
     remaining: int
@@ -63,13 +63,13 @@ class Verdict(NamedTuple):
 
 
 class Limiter:
-    """Limits in Redis, by the connections of one purpose."""
+    """Limits in Redis, over the connections of one purpose."""
 
     def __init__(self, purpose: Purpose) -> None:
         self._script = RedisScript(purpose, _TAKE)
 
     def take(self, limits: Sequence[Limit]) -> list[Verdict]:
-        """Count one against each limit that allows it; a refused one is not counted. Raises redis.RedisError."""
+        """Count one use against each limit that allows it; a refused use is not counted. Raises redis.RedisError."""
         keys: list[str] = []
         numbers: tuple[int, ...] = ()
         for limit in limits:
@@ -87,7 +87,7 @@ def _verdict(limit: Limit, wait_us: int, used_us: int) -> Verdict:
 
 
 class LocalLimiter:
-    """A limiter of this process alone, for work that must continue while Redis is unavailable."""
+    """Limiter of this process alone, for work that must continue while Redis is unavailable."""
 
     _MOST_KEYS: Final = 10_000
 
@@ -116,9 +116,9 @@ _sign_ins: Final = Limiter("rate_limits")
 
 
 def take(*limits: Limit) -> float | None:
-    """Let one through that all of these limits allow. None if they do, else the seconds until the next one may pass.
+    """Count one use. Returns None if all of these limits allow it, or else the seconds until the next one may pass.
 
-    Each limit that allows it counts it, also if another refuses. Raises redis.RedisError.
+    Each limit that allows it counts it, even if another refuses. Raises redis.RedisError.
     """
     longest = max(verdict.wait_s for verdict in _sign_ins.take(limits))
     return longest or None

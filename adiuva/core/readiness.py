@@ -1,6 +1,6 @@
 """Readiness checks of apps: each app registers its own in `AppConfig.ready`, and `/health/ready` runs them all.
 
-So the health check knows no app. A check returns facts for operators, and raises whatever it meets.
+So the health check knows no app. A check returns facts for operators, and raises the errors that it meets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _checks: dict[str, Callable[[], Facts]] = {}
 
 
 def register(name: str, check: Callable[[], Facts]) -> None:
-    """Have `check` run as `name`. Its facts stand beside `ok`; an error means that it is not ok."""
+    """Register `check` as `name`. Its facts stand beside `ok`; an error means that it is not ok."""
     _checks[name] = check
 
 

@@ -18,28 +18,29 @@ from adiuva.core.per_loop import PerLoop
 Purpose = Literal["chat", "heartbeat", "mailbox_limiter", "model_limits", "rate_limits", "request_limits"]
 
 TIMEOUTS_S: Final[dict[Purpose, float]] = {
-    # Stream log, approvals, summaries: a turn waits for an answer, and can do without one.
+    # For stream log, approvals, summaries: a turn waits for an answer, and can do without one.
     "chat": 3.0,
-    # A health check has to answer before its load balancer gives up.
+    # For a health check, which has to answer before its load balancer gives up.
     "heartbeat": 2.0,
-    # Before and after each request to a mailbox, which takes longer; without an answer each process goes on alone.
+    # For each request to a mailbox, before and after it. The request takes longer; without an answer each process goes
+    # on alone.
     "mailbox_limiter": 1.0,
-    # Beside calls of models, which take seconds.
+    # For use beside calls of models, which take seconds.
     "model_limits": 1.0,
-    # Before each attempt to sign in, which is refused without an answer.
+    # For each attempt to sign in, which is refused without an answer.
     "rate_limits": 3.0,
-    # Before each request of a user; without an answer each process counts alone.
+    # For each request of a user; without an answer each process counts alone.
     "request_limits": 0.5,
 }
 
 
 def sync_redis(purpose: Purpose) -> redis.Redis:
-    """The process's blocking client; it may be used from several threads. Commands raise redis.RedisError."""
+    """Return the process's blocking client, which several threads may use. Commands raise redis.RedisError."""
     return _sync_client(settings.REDIS_URL, TIMEOUTS_S[purpose])
 
 
 def async_redis(purpose: Purpose) -> AsyncRedis:
-    """The running event loop's client. Commands raise redis.RedisError or OSError."""
+    """Return the running event loop's client. Commands raise redis.RedisError or OSError."""
     clients, key = _async_clients.get(), (settings.REDIS_URL, TIMEOUTS_S[purpose])
     if key not in clients:
         url, timeout_s = key
@@ -55,10 +56,10 @@ def _sync_client(url: str, timeout_s: float) -> redis.Redis:
 
 
 class _CancellableRedis(AsyncRedis):
-    """A client whose caller can be cancelled while it waits for an answer.
+    """Client whose caller can be cancelled while it waits for an answer.
 
-    redis-py 7.4 swallows a cancellation that arrives during the wait, so a cancelled turn would continue. The wait is
-    cancelled instead; the command itself runs to its end.
+    redis-py 7.4 swallows a cancellation that arrives during the wait, so a cancelled turn would continue. This client
+    cancels the wait instead; the command itself runs to its end.
     """
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:

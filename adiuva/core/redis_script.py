@@ -1,7 +1,7 @@
 """Lua scripts in Redis that run on every request, at about a third of the CPU of redis-py's own way to call them.
 
-redis-py makes the connections, with all that a URL may ask for; a script packs its command itself and waits for the one
-answer. A connection is used by one thread at a time.
+redis-py makes the connections, with all that a URL may ask for. A script packs its command itself and waits for the one
+answer. One thread at a time uses a connection.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _MOST_IDLE: Final = 32
 
 
 class RedisScript:
-    """A script for one purpose. Several threads may call it. Raises redis.RedisError."""
+    """Script for one purpose. Several threads may call it. Raises redis.RedisError."""
 
     def __init__(self, purpose: Purpose, source: str) -> None:
         self._purpose, self._source = purpose, source.encode()
         self._sha = hashlib.sha1(self._source, usedforsecurity=False).hexdigest().encode()
-        # Each with the client that made it: in tests, settings may name another server.
+        # Connections, each with the client that made it: in tests, settings may name another server.
         self._idle: deque[tuple[redis.Redis, Any]] = deque()
 
     def __call__(self, keys: Sequence[str], arguments: tuple[int, ...]) -> Any:
-        """`keys` are ASCII. The same `arguments` come again and again, so they are packed once."""
+        """Run the script. `keys` are ASCII. The same `arguments` come again and again, so they are packed once."""
         packed_keys = "".join([f"${len(key)}\r\n{key}\r\n" for key in keys]).encode("ascii")
         words = packed_keys + _pack_numbers(arguments)
         counts = 3 + len(keys) + len(arguments), len(keys)
@@ -64,7 +64,7 @@ class RedisScript:
             self._keep(client, connection)
             raise
         except BaseException:
-            connection.disconnect()  # an answer may still come, which would be taken for that of the next call
+            connection.disconnect()  # an answer that still comes would be taken for that of the next call
             raise
         self._keep(client, connection)
         return answer
@@ -83,7 +83,7 @@ def _ask(connection: Any, command: bytes) -> Any:
 
 @lru_cache(64)
 def _pack_head(command: bytes, script: bytes, parts: int, keys: int) -> bytes:
-    """The beginning of a command of so many parts, up to the number of its keys."""
+    """Return the beginning of a command of so many parts, up to the number of its keys."""
     return b"*%d\r\n" % parts + b"".join(map(_pack, (command, script, b"%d" % keys)))
 
 

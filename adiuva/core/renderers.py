@@ -1,4 +1,4 @@
-"""The renderer of JSON. DRF loads it with its first view class, so this module must not import views."""
+"""Renderer of JSON. DRF loads it with its first view class, so this module must not import views."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import orjson
 from rest_framework import renderers
 from rest_framework.utils.encoders import JSONEncoder
 
-_as_plain: Final = JSONEncoder().default  # makes plain values of what orjson does not know
+_as_plain: Final = JSONEncoder().default  # makes plain values of those that orjson does not know
 
 
 class JSONRenderer(renderers.JSONRenderer):
-    """Writes what DRF's renderer writes, in a tenth of the time; times and ids may be in it as they are.
+    """Renderer that writes what DRF's renderer writes, in a tenth of the time. It takes times and ids as they are.
 
     DRF's own renderer handles what orjson refuses (large integers, lone surrogates) and indented output.
     """
@@ -30,7 +30,7 @@ class JSONRenderer(renderers.JSONRenderer):
             except orjson.JSONEncodeError:
                 pass
             else:
-                # These end lines in JavaScript, and some readers take JSON for JavaScript.
+                # These characters end lines in JavaScript, and some readers take JSON for JavaScript.
                 return written.replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")
         found: bytes = super().render(data, accepted_media_type, renderer_context)
         return found

@@ -1,10 +1,10 @@
-"""The way from a row to what is rendered, found out once for each serializer class.
+"""Way from a row to its rendered form, found out once for each serializer class.
 
 DRF makes the fields of a serializer anew for each request, and asks each field of each row for its value and for that
-value's form. Of most fields both are known beforehand: a column or a property, and a form that depends on the value
-alone. Input goes DRF's way, and so does output where a serializer has a field of another kind.
+value's form. Both are known beforehand for most fields: a column or a property, and a form that depends on the value
+alone. Input goes DRF's way, and so does the output of a serializer that has a field of another kind.
 
-Times and ids stay as they are in what comes out (`serializer.data`): our renderer writes them as DRF's fields would.
+Times and ids stay as they are in the output (`serializer.data`): our renderer writes them as DRF's fields would.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rest_framework import fields, serializers
 M = TypeVar("M", bound=models.Model)
 Form = Callable[[Any], Any]
 
-# By the method with which a field of DRF's gives a value its form: the columns whose values have that form as they are.
-# Subclasses of the fields that have the same method are no others. The renderer writes times and ids as DRF does.
+# By the DRF field's method that forms a value: the columns with values that have that form already. Subclasses that
+# keep the method count as the same field. The renderer writes times and ids as DRF does.
 _STORED: Final[Mapping[Callable[..., Any], tuple[type[Any], ...]]] = {
     fields.BooleanField.to_representation: (models.BooleanField,),
     fields.CharField.to_representation: (models.CharField, models.TextField),
@@ -41,7 +41,7 @@ _SHORT: Final[Mapping[Callable[..., Any], Form]] = {
 }
 
 
-# Without a docstring, which the API's description would give to subclasses. One whose fields depend on the request
+# No docstring, since the API's description would give it to subclasses. A subclass whose fields depend on the request
 # overrides `get_fields`, and then goes DRF's way.
 class ModelSerializer(serializers.ModelSerializer[M]):
     def to_representation(self, instance: M) -> dict[str, Any]:
@@ -58,15 +58,15 @@ class ModelSerializer(serializers.ModelSerializer[M]):
 
 
 def rows_of(serializer: serializers.BaseSerializer[M], rows: Iterable[M]) -> list[Any]:
-    """The rows of a list, as `many=True` gives them: without the two further serializers that DRF makes for it, and
-    with a context that is not looked for behind a parent for each row."""
+    """Return the rows of a list as `many=True` gives them, without the two further serializers that DRF makes, and with
+    a context that need not be looked up behind a parent for each row."""
     return [serializer.to_representation(row) for row in rows]
 
 
 class _Plan(NamedTuple):
     model: type[models.Model]
     names: Sequence[str]
-    # The values of all names, and one more, since of a single one it would be no tuple.
+    # Getter of all names' values, and one more, because for a single name it would return no tuple.
     read: Callable[[models.Model], tuple[Any, ...]]
     forms: Sequence[tuple[str, Form]]
     methods: Sequence[tuple[str, str]]
@@ -74,7 +74,7 @@ class _Plan(NamedTuple):
 
 @cache
 def _plan_of(kind: type[ModelSerializer[Any]]) -> _Plan | None:
-    """None if DRF must do it."""
+    """Return the plan of a serializer class; None if DRF must do the work."""
     if kind.get_fields is not serializers.ModelSerializer.get_fields:
         return None
     model = kind.Meta.model
@@ -87,7 +87,7 @@ def _plan_of(kind: type[ModelSerializer[Any]]) -> _Plan | None:
         names.append(name)
         if type(field) is fields.SerializerMethodField:
             methods.append((name, str(field.method_name)))
-            sources.append("__class__")  # until the method is asked
+            sources.append("__class__")  # until we call the method
             continue
         if not (_is_context_free(field) and _is_plain(model, field.source)):
             return None
@@ -98,21 +98,21 @@ def _plan_of(kind: type[ModelSerializer[Any]]) -> _Plan | None:
 
 
 def _is_context_free(field: Any) -> bool:
-    """Return whether the form of its values depends on nothing else."""
+    """Return whether the form of the field's values depends on nothing else."""
     if type(field).get_attribute is not fields.Field.get_attribute or _method(field) not in _STORED:
         return False
     return not isinstance(field, fields.ListField) or _is_context_free(field.child)
 
 
 def _is_plain(model: type[models.Model], source: str) -> bool:
-    """Return whether it is a column or a property, so that nothing has to be followed or called."""
+    """Return whether the source is a column or a property, so that nothing has to be followed or called."""
     return _column(model, source) is not None or isinstance(
         getattr(model, source, None), property | cached_property
     )
 
 
 def _is_stored(model: type[models.Model], field: Any) -> bool:
-    """Return whether its column's values have the form already."""
+    """Return whether the column's values have the form already."""
     match field:
         case fields.ChoiceField() if not _has_texts(field):
             return False

@@ -37,7 +37,7 @@ _OUR_CODES = {
     "authentication_failed": "not_authenticated",
     "permission_denied": "forbidden",
 }
-_WHOLE = "non_field_errors"  # DRF's name for what is wrong with the body as a whole
+_WHOLE = "non_field_errors"  # DRF's name for problems of the body as a whole
 
 
 class TooLarge(errors.AdiuvaError):
@@ -48,7 +48,8 @@ class TooLarge(errors.AdiuvaError):
 
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
-    """DRF's hook: every refusal as `{code, message, fields?}`. None for the unforeseen, which is a 500."""
+    """Answer every refusal with `{code, message, fields?}`, as DRF's hook. None for unforeseen errors, which are a
+    500."""
     found = _as_ours(error)
     if found is None:
         return None
@@ -65,7 +66,7 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
 
 
 def _refuse_in_json(request: Any) -> None:
-    """Also where a view answers with a page or with YAML."""
+    """Render a refusal as JSON, also where a view answers with a page or with YAML."""
     chosen = getattr(request, "accepted_renderer", None)
     if chosen and not isinstance(chosen, JSONRenderer | BrowsableAPIRenderer):
         request.accepted_renderer, request.accepted_media_type = JSONRenderer(), JSONRenderer.media_type
@@ -112,7 +113,7 @@ def _throttled(error: exceptions.Throttled) -> errors.AdiuvaError:
 def _refusal(error: exceptions.APIException, message: str) -> errors.AdiuvaError:
     found = errors.AdiuvaError(message)
     found.code = _OUR_CODES.get(error.default_code, error.default_code)
-    # DRF makes 401 a 403 where it knows no scheme to name; we always name ours.
+    # DRF turns 401 into 403 where it knows no scheme to name; we always name ours.
     found.status = type(error).status_code
     return found
 
@@ -125,7 +126,7 @@ def _invalid(detail: Any) -> errors.Invalid:
 
 
 def _flat(detail: Any, name: str = "") -> Iterable[tuple[str, list[str]]]:
-    """Nested error details as dotted names: `files.0.path`."""
+    """Return nested error details under dotted names: `files.0.path`."""
     if isinstance(detail, Mapping):
         nested: Iterable[tuple[Any, Any]] = detail.items()
     elif isinstance(detail, Sequence) and any(isinstance(part, Mapping | list) for part in detail):
@@ -141,7 +142,7 @@ def _flat(detail: Any, name: str = "") -> Iterable[tuple[str, list[str]]]:
 
 
 class Metadata(metadata.SimpleMetadata):
-    """The answer to OPTIONS. The fields of an endpoint's bodies are in /api/v1/schema/: to describe them here too, DRF
+    """Answer to OPTIONS. /api/v1/schema/ describes the fields of an endpoint's bodies; to describe them here too, DRF
     would look up the object, and fail at views without a serializer."""
 
     def determine_actions(self, request: Request, view: APIView) -> dict[str, Any]:
@@ -207,12 +208,12 @@ _MEANINGS = {
 
 
 def error_responses(*statuses: int) -> dict[int, OpenApiResponse]:
-    """The refusals of an endpoint, for extend_schema's `responses`."""
+    """Return the refusals of an endpoint, for extend_schema's `responses`."""
     return {status: OpenApiResponse(Problem, _MEANINGS[status]) for status in statuses}
 
 
 def user_id(request: Request) -> UUID:
-    """The id of the request's user, for endpoints that require sign-in."""
+    """Return the id of the request's user, for endpoints that require sign-in."""
     found = request.user.pk
     assert isinstance(found, UUID)
     return found

@@ -1,4 +1,4 @@
-"""Models that are read often."""
+"""Base of models with rows that are read often."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from django.db.models.base import ModelState
 
 
 class QuicklyRead(models.Model):
-    """A base of models whose rows are read by the dozen: an instance that is read costs a fifth of what Django takes.
+    """Base of models with rows that are read by the dozen. Making an instance takes a fifth of Django's time.
 
-    Django's way sets each attribute apart and looks for each column among those that were read. No signals (`pre_init`,
-    `post_init`) are sent for what is read, and a subclass has no `__init__`.
+    Django sets each attribute by itself and looks for each column among those that were read. This base sends no
+    signals (`pre_init`, `post_init`) for rows that are read, and a subclass has no `__init__`.
     """
 
     class Meta:

@@ -17,8 +17,8 @@ Rows without an instance (`values_list`, raw SQL, `update`) name the row's parts
     sealed = Message.sealed.seal(cipher, {"text": "hi"}, conversation_id, seq)
     Message.sealed.unseal(cipher, sealed, conversation_id, seq)
 
-On an instance the attribute is what the column holds: sealed bytes, or None. On the class it is the field. Renaming
-a table or a column makes what was sealed in it unreadable.
+On an instance the attribute is the column's content: sealed bytes, or None. On the class it is the field. Renaming a
+table or a column makes values that were sealed in it unreadable.
 
 A value in Redis is bound to its key, and to its `part` where one key holds several:
 
@@ -52,7 +52,7 @@ class _SealedAttribute(DeferredAttribute):
 
 
 class _SealedField(_BinaryField, Generic[V]):
-    """A column of sealed bytes. Subclasses say how a value becomes bytes."""
+    """Column of sealed bytes. Subclasses say how a value becomes bytes."""
 
     descriptor_class = _SealedAttribute
 
@@ -62,13 +62,13 @@ class _SealedField(_BinaryField, Generic[V]):
         self.bound_to = tuple(bound_to)
 
     def seal(self, cipher: UserCipher, value: V, *row: object) -> bytes:
-        """The bytes to keep in this column of the row. ValueError if the row is not fully named."""
+        """Return the bytes to keep in this column of the row. ValueError if the row is not fully named."""
         if len(row) != len(self.bound_to) or None in row:
             raise ValueError(f"{self} is bound to {', '.join(self.bound_to)}")
         return cipher.cipher.seal(self._dump(value), cipher.place(self._table, *row, self.column))
 
     def unseal(self, cipher: UserCipher, sealed: bytes | memoryview, *row: object) -> V:
-        """The value. Raises SealBroken if the bytes were altered, or sealed for another place or owner."""
+        """Return the value. Raises SealBroken if the bytes were altered, or sealed for another place or owner."""
         return self._load(cipher.cipher.unseal(bytes(sealed), cipher.place(self._table, *row, self.column)))
 
     def seal_into(self, cipher: UserCipher, instance: models.Model, value: V) -> None:
@@ -76,7 +76,7 @@ class _SealedField(_BinaryField, Generic[V]):
         setattr(instance, self.attname, self.seal(cipher, value, *self._row_of(instance)))
 
     def unseal_from(self, cipher: UserCipher, instance: models.Model) -> V:
-        """The value of an instance whose column is not NULL. Raises SealBroken like `unseal`."""
+        """Return the value of an instance with a column that is not NULL. Raises SealBroken like `unseal`."""
         return self.unseal(cipher, getattr(instance, self.attname), *self._row_of(instance))
 
     def _row_of(self, instance: models.Model) -> list[object]:
@@ -92,7 +92,7 @@ class _SealedField(_BinaryField, Generic[V]):
 
     def contribute_to_class(self, cls: type[models.Model], name: str, private_only: bool = False) -> None:
         super().contribute_to_class(cls, name, private_only)
-        # Django keeps the attribute of an abstract base, which would give that class' field instead of this one.
+        # Django keeps the attribute of an abstract base, which would give that class's field instead of this one.
         setattr(cls, self.attname, self.descriptor_class(self))
         models.signals.class_prepared.connect(self._prepare, sender=cls)
 
@@ -103,7 +103,7 @@ class _SealedField(_BinaryField, Generic[V]):
             self.bound_to = (meta.pk.attname,)
 
     def deconstruct(self) -> Any:
-        """Migrations see a plain BinaryField: how it is sealed is not the database's business."""
+        """Describe the field to migrations as a plain BinaryField: sealing is not the database's business."""
         name, _, args, kwargs = super().deconstruct()
         return name, "django.db.models.BinaryField", args, kwargs
 
@@ -123,7 +123,7 @@ class _SealedField(_BinaryField, Generic[V]):
 
 
 class SealedTextField(_SealedField[str]):
-    """Text. Lone surrogates are kept."""
+    """Sealed text. Lone surrogates are kept."""
 
     def _dump(self, value: str) -> bytes:
         return value.encode("utf-8", "surrogatepass")
@@ -133,7 +133,7 @@ class SealedTextField(_SealedField[str]):
 
 
 class SealedJSONField(_SealedField[Any]):
-    """A sealed value of any type that orjson writes."""
+    """Sealed value of any type that orjson writes."""
 
     def _dump(self, value: Any) -> bytes:
         return orjson.dumps(value)
@@ -143,7 +143,7 @@ class SealedJSONField(_SealedField[Any]):
 
 
 class SealedBytesField(_SealedField[bytes]):
-    """Bytes as they are."""
+    """Sealed bytes."""
 
     def _dump(self, value: bytes) -> bytes:
         return value
@@ -156,10 +156,10 @@ class SealedBytesField(_SealedField[bytes]):
 
 
 def seal_for_redis(cipher: UserCipher, key: str, value: Any, *, part: object = "") -> bytes:
-    """A value that orjson can write, sealed for one key of Redis, and for one part of it (a list's index, a field)."""
+    """Seal a value that orjson can write, for one key of Redis and one part of it (a list's index, a field)."""
     return cipher.cipher.seal(orjson.dumps(value), cipher.place("redis", key, part))
 
 
 def unseal_from_redis(cipher: UserCipher, key: str, sealed: bytes, *, part: object = "") -> Any:
-    """The value. Raises SealBroken if it was altered, or sealed for another key, part or owner."""
+    """Return the value. Raises SealBroken if it was altered, or sealed for another key, part or owner."""
     return orjson.loads(cipher.cipher.unseal(sealed, cipher.place("redis", key, part)))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
-# Scripts come from our own static files, and no page has one of its own. Styles are also in the pages of the admin, of
-# the browsable API and of its documentation.
+# Scripts come from our own static files; no page has inline ones. The pages of the admin, the browsable API and its
+# documentation have inline styles.
 _POLICY: Final = {
     "default-src": "'self'",
     "style-src": "'self' 'unsafe-inline'",
@@ -29,14 +29,14 @@ SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-# As Django keeps headers. Its way of setting one looks at each character, and these are known.
+# In the form in which Django keeps headers. Django's setter looks at each character, and these are known.
 _KEPT: Final = {
     name.lower(): (name, value) for name, value in {**SECURITY_HEADERS, "Cache-Control": "no-store"}.items()
 }
 
 
 class SecurityHeaders:
-    """Middleware. Answers say themselves if they may be cached; all others may not."""
+    """Middleware that sets these headers. Answers say themselves if they may be cached; all others may not."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

@@ -11,7 +11,7 @@ from rest_framework.utils import html
 
 
 class LinesField(serializers.ListField):
-    """A list of texts; on a page a box with one of them a line."""
+    """List of texts; on a page, a box with one text on each line."""
 
     def __init__(self, **options: Any) -> None:
         options["style"] = {"base_template": "lines.html", "rows": 4} | options.get("style", {})
@@ -23,7 +23,7 @@ class LinesField(serializers.ListField):
             return super().get_value(dictionary)
         lines = (
             typed[0].splitlines() if len(typed) == 1 else typed
-        )  # several come from programs that send forms
+        )  # programs that send forms may send several
         return self.from_lines([line.strip() for line in lines if line.strip()])
 
     def from_lines(self, lines: list[str]) -> Any:
@@ -34,7 +34,7 @@ class LinesField(serializers.ListField):
 
 
 class ChecksField(serializers.ListField):
-    """A list of some of `choices`; on a page a checkbox for each."""
+    """List of some of `choices`; on a page, a checkbox for each."""
 
     def __init__(self, *, choices: Sequence[str], **options: Any) -> None:
         self.choices = {name: name.replace("_", " ") for name in choices}
@@ -47,7 +47,7 @@ class ChecksField(serializers.ListField):
 
 
 class FilterConfigField(serializers.JSONField):
-    """An object of lists of texts and a span of days; on a page a box for each list and a field for each day."""
+    """Object of lists of texts and a span of days; on a page, a box for each list and a field for each day."""
 
     _LISTS = ("labels", "senders")
     _DAYS = ("from", "to")
@@ -72,7 +72,8 @@ class FilterConfigField(serializers.JSONField):
 
 
 def _typed(field: serializers.ListField, dictionary: Any) -> list[str] | None:
-    """The texts that a form has under a field's name; None if it has none, and for JSON, which is a list already."""
+    """Return the texts that a form has under a field's name; None if it has none, and for JSON, which is a list
+    already."""
     if not html.is_html_input(dictionary) or field.field_name not in dictionary:
         return None
     found: list[str] = dictionary.getlist(field.field_name)

@@ -1,4 +1,4 @@
-"""Shutdown hooks: what a web process does before it exits.
+"""Shutdown hooks, which a web process runs before it exits.
 
 An app registers its hooks in `AppConfig.ready`; the server process runs them once when it is told to stop, while its
 sockets are still open. So the server knows no app, and an app knows no server.
@@ -13,7 +13,7 @@ from adiuva.core.logging import log_failure
 
 
 class Phase(IntEnum):
-    """The order of hooks. Work ends first, while clients can still be reached; their connections close after it."""
+    """Phase of a hook. Work ends first, while clients can still be reached; then connections close."""
 
     FINISH_WORK = 1
     CLOSE_CONNECTIONS = 2
@@ -23,12 +23,13 @@ _hooks: list[tuple[Phase, Callable[[], Awaitable[None]]]] = []
 
 
 def on_shutdown(phase: Phase, hook: Callable[[], Awaitable[None]]) -> None:
-    """Have `hook` called in its phase; hooks of one phase run in the order in which they were registered."""
+    """Register `hook` for its phase. Hooks of one phase run in the order of their registration."""
     _hooks.append((phase, hook))
 
 
 async def run_hooks() -> None:
-    """Run all hooks on the running event loop. One that fails is logged and does not keep the others from running."""
+    """Run all hooks on the running event loop. A hook that fails is logged and does not keep the others from
+    running."""
     for _, hook in sorted(_hooks, key=lambda entry: entry[0]):
         try:
             await hook()

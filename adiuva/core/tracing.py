@@ -1,5 +1,5 @@
-"""Traces for operators, as OpenTelemetry spans sent over OTLP/HTTP to ADIUVA_TRACES_ENDPOINT. Off without it: nothing
-is recorded then, and a span costs a comparison.
+"""Traces for operators, as OpenTelemetry spans sent over OTLP/HTTP to ADIUVA_TRACES_ENDPOINT. Without it nothing is
+recorded, and a span costs a comparison.
 
 Spans hold names of ours (patterns of routes, tools, configured models), codes, counts, and ids of turns and runs:
 never content, a path or an address, nor an error's message. There is none for a streamed word. A run begins a trace
@@ -35,21 +35,21 @@ _provider: TracerProvider | None = None
 
 
 class Span:
-    """A span that is under way. This one records nothing: traces are off."""
+    """Span in progress. This one records nothing, because traces are off."""
 
     def set(self, **attributes: Value) -> None:
-        """Set attributes; `__` in a name stands for a dot, which OpenTelemetry's names have."""
+        """Set attributes; `__` in a name stands for a dot of OpenTelemetry's names."""
 
     def rename(self, name: str) -> None: ...
 
     def fail(self, code: str) -> None:
-        """Mark it as failed, with a code of ours or the name of an error's type."""
+        """Mark the span as failed, with a code of ours or the name of an error's type."""
 
     def end(self) -> None: ...
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Spans and tasks that are begun in the block belong to this span."""
+        """Make this span the parent of spans and tasks that begin in the block."""
         yield
 
 
@@ -92,8 +92,8 @@ def begin(name: str, **attributes: Value) -> Span:
 
 @contextmanager
 def span(name: str, **attributes: Value) -> Iterator[Span]:
-    """A span around the block, which is current inside it. An error that leaves the block is named by its code or
-    type. Not for a block that yields to others inside a generator: use `begin` there."""
+    """Begin a span around the block, which is current inside it. An error that leaves the block is named by its code or
+    type. In a generator whose block yields to others, use `begin` instead."""
     if _tracer is None:
         yield _OFF
         return
@@ -109,7 +109,7 @@ def span(name: str, **attributes: Value) -> Iterator[Span]:
 
 
 def is_installed() -> bool:
-    """Return whether the packages of requirements-traces.txt are there."""
+    """Return whether the packages of requirements-traces.txt are installed."""
     try:
         return (
             find_spec("opentelemetry.sdk") is not None
@@ -140,13 +140,13 @@ def start(process: str) -> None:
 
 
 def stop() -> None:
-    """Send what is left; for a process that exits without running atexit's functions."""
+    """Send the spans that are left; for a process that exits without running atexit's functions."""
     if _provider is not None:
         _provider.shutdown()
 
 
 def _logging_outages(exporter: SpanExporter) -> SpanExporter:
-    """The exporter, with one entry in the log when spans begin to get lost and one when they arrive again."""
+    """Return an exporter that logs once when spans begin to get lost, and once when they arrive again."""
     from opentelemetry.sdk.trace.export import SpanExporter as Base
     from opentelemetry.sdk.trace.export import SpanExportResult as Result
 

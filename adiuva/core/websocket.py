@@ -1,4 +1,4 @@
-"""A WebSocket consumer base class that costs less per frame than Channels' own.
+"""Base class of WebSocket consumers that costs less per frame than Channels' own.
 
 Channels' AsyncConsumer hops to a shared thread before each message to tend database connections, and waits on two
 sources with `asyncio.wait`. One socket's slow query then stalls every other. Here a frame is one `await receive()`
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 # More than 15 methods: ASGI's and Channels' own, and the sending that subclasses share.
 class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no types
-    """Subclasses define `connect`, `receive`, `channel_message` and `disconnect`.
+    """Consumer of one socket. Subclasses define `connect`, `receive`, `channel_message` and `disconnect`.
 
     An error in one of them is logged and never closes the socket.
     """
@@ -36,37 +36,38 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         self.scope: dict[str, Any] = {}
         self.channel_name = ""
         self.closing = False
-        # The close code of the connection's end, once it has ended; 1005 if there was none.
+        # The close code of the connection, once it has ended; 1005 if there was none.
         self.peer_close_code = 1005
-        # Since when no send has got through although some wait, on the loop's clock; 0.0 when none waits.
+        # The loop's time since when no send has got through although some wait; 0.0 when none waits.
         self.sending_since = 0.0
         self._waiting_sends = 0
         self._asgi_send: Callable[[dict[str, Any]], Awaitable[None]]
-        # Sends the text of a frame at once, where the server can. False if nothing was sent: `send_in_turn` waits until
-        # it can be, or says that the peer is gone.
+        # Sends the text of a frame at once, if the server can. Returns False if nothing was sent: then `send_in_turn`
+        # waits until it can be, or says that the peer is gone.
         self.push: Callable[[bytes], bool] = _cannot_push
-        # The same, with what else is sent in this way in this turn of the loop.
+        # Sends a frame in the same way, together with all other frames of this turn of the loop.
         self.push_soon: Callable[[bytes], bool] = _cannot_push
         self._tasks: set[asyncio.Task[object]] = set()
-        # Channel messages that wait for the one that is being handled.
+        # Channel messages that wait until the present one is handled.
         self._messages: deque[Message] | None = None
         self._handling = False
-        # The server has offered the next frame to `take_text` already, which left it to `receive`.
+        # True once the server has offered the next frame to `take_text`, which left it to `receive`.
         self._was_offered = False
         self._loop = asyncio.get_running_loop()
 
     # ── For subclasses to define ────────────────────────────────────────────────────────────────────────
 
     async def connect(self) -> None:
-        """The handshake has arrived: accept or close."""
+        """Accept or close, once the handshake has arrived."""
         raise NotImplementedError
 
     def take_text(self, text: str) -> bool:
-        """Handle a frame at once, if that needs no waiting. Returns whether it did: else `receive` gets it."""
+        """Handle a frame at once, if that needs no waiting. Returns whether it did; if not, `receive` gets the
+        frame."""
         return False
 
     async def receive(self, text: str | None) -> None:
-        """A frame has arrived that was not taken at once; None stands for a binary one."""
+        """Handle a frame that was not taken at once; None stands for a binary one."""
         raise NotImplementedError
 
     def take_message(self, message: Message) -> bool:
@@ -74,15 +75,15 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         return False
 
     async def channel_message(self, message: Message) -> None:
-        """A message has arrived on this socket's channel that was not taken at once."""
+        """Handle a message on this socket's channel that was not taken at once."""
         raise NotImplementedError
 
     async def disconnect(self) -> None:
-        """The socket is gone. Nothing may rely on this call: a process that is killed makes none."""
+        """Clean up, since the socket is gone. Nothing may rely on this call: a killed process does not make it."""
         raise NotImplementedError
 
     async def handler_failed(self, error: Exception) -> None:
-        """One of the methods above has raised `error`, which has been logged."""
+        """React to `error`, which one of the methods above has raised and which has been logged."""
 
     # ── The socket's life ───────────────────────────────────────────────────────────────────────────────
 
@@ -100,7 +101,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             return
         try:
             await self._run_handler(self.connect)
-            scope["headers"] = []  # with thousands of sockets they would take their room
+            scope["headers"] = []  # thousands of sockets would keep them
             if server is not None and hasattr(server, "take"):
                 server.take = self._offer_text
             while (message := await receive())["type"] == "websocket.receive":
@@ -122,7 +123,8 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
             await self._run_handler(self.disconnect)
 
     def _offer_text(self, text: str) -> bool:
-        """The server calls it where a frame arrives and none waits: one that is not taken is the next message."""
+        """Offer a frame to `take_text`. The server calls this where a frame arrives and none waits; a frame that is not
+        taken is the next message."""
         is_taken = self._take_text(text)
         self._was_offered = not is_taken
         return is_taken
@@ -149,13 +151,13 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         await self._asgi_send({"type": "websocket.accept"})
 
     async def send_text(self, text: str) -> bool:
-        """Send one frame. False if it was not sent because the peer is gone."""
+        """Send one frame. Returns False if it was not sent because the peer is gone."""
         if not (self.closing or self._waiting_sends) and self.push_soon(text.encode()):
             return True
         return await self.send_in_turn(text)
 
     async def send_in_turn(self, text: str) -> bool:
-        """The same for a frame that cannot be pushed."""
+        """Send a frame that cannot be pushed. Returns False if the peer is gone."""
         if self.closing:
             return False
         if not self._waiting_sends:
@@ -197,7 +199,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
     # ── The channel layer ───────────────────────────────────────────────────────────────────────────────
 
     async def subscribe(self) -> None:
-        """Open a channel for this socket, whose messages go to `take_message` or `channel_message`, in their order."""
+        """Open a channel for this socket. Its messages go to `take_message` or `channel_message`, in their order."""
         self.channel_name = await get_channel_layer().new_channel("socket.", self._message_arrived)
 
     def unsubscribe(self) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Sends many calls to a device, in batches if it takes them."""
+"""Sending many calls to a device, in batches if it takes them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from adiuva.devices.protocol import WRITES, ToolBatch, ToolCall, ToolResultBody
 if TYPE_CHECKING:
     from adiuva.devices.link import DeviceLink
 
-# Batches in flight at once to a device that dedupes.
+# So many batches are in flight at once to a device that dedupes.
 _MAX_BATCHES_IN_FLIGHT: Final = 4
 # All batches in flight together take half a frame's bytes.
 _MAX_BATCH_BYTES: Final = MAX_FRAME_BYTES // 2 // _MAX_BATCHES_IN_FLIGHT
 
 
 class CallBatches:
-    """The batches of one `DeviceLink.send_calls`."""
+    """Batches of one `DeviceLink.send_calls`."""
 
     def __init__(self, link: DeviceLink) -> None:
         self._link = link
 
     async def send(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
-        """Send calls in order; returns an outcome for each. A device that takes batches gets several at once, so that a
+        """Send calls in order; return an outcome for each. A device that takes batches gets several at once, so that a
         distant device costs one round trip in all and not one per batch.
 
         Raises DeviceOffline if the device is offline at the start. If it disconnects later, the rest is not sent.
@@ -42,7 +42,8 @@ class CallBatches:
         first = next(batches, [])
         if len(first) == len(calls):  # most often one is enough
             return await self._settle(first)
-        # A device that does not dedupe gets few at once: if the connection drops, their outcome is unknown.
+        # A device that does not dedupe gets few calls at once, because their outcome is unknown if the connection
+        # drops.
         in_flight = asyncio.Semaphore(_MAX_BATCHES_IN_FLIGHT if target.can("dedupe") else 1)
         gone: DeviceOffline | None = None
 
@@ -64,7 +65,7 @@ class CallBatches:
         return [outcome for task in settling for outcome in task.result()]
 
     async def _settle(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
-        """Send a batch until each call has an outcome. Only calls that may be repeated are."""
+        """Send a batch until each call has an outcome. Only calls that may be repeated are sent again."""
         outcomes: dict[str, ToolResultBody | AdiuvaError] = {}
         left, attempt, silent_at = list(calls), 1, list[str]()
         while left:
@@ -109,8 +110,8 @@ class CallBatches:
     async def _settle_unreadable(
         self, target: Target, call: ToolCall, result: ToolResultBody, attempt: int
     ) -> ToolResultBody | AdiuvaError:
-        """A call whose answer in a batch was of no use. The results may have been too large together only, so it is
-        sent once more by itself."""
+        """Settle a call whose answer in a batch was of no use. The results may have been too large only together, so
+        the call is sent once more by itself."""
         if result.code != tool_results.MALFORMED and may_repeat(call, target):
             return await self._settle_single(call, attempt)
         return AnswerUnreadable() if call.action in WRITES else result
@@ -118,12 +119,13 @@ class CallBatches:
     async def _send_batch(
         self, target: Target, calls: Sequence[ToolCall], attempt: int
     ) -> dict[str, ToolResultBody | Exception]:
-        """Each call's answer, or why there is none. Raises NotSent or DeviceUnreachable if nothing was sent."""
+        """Return each call's answer, or why there is none. Raises NotSent or DeviceUnreachable if nothing was sent."""
         futures = {call.id: self._link.pending.add(call.id, target.epoch) for call in calls}
         frame = ToolBatch.model_construct(calls=[batch_item(call, attempt) for call in calls])
         try:
             await self._link.send(target, frame, calls=list(futures))
-            # One after the other: the answers arrive together, and a gather would cost a callback for each.
+            # Awaited one after the other, because the answers arrive together, and a gather would cost a callback for
+            # each.
             found = [await outcome_of(future) for future in futures.values()]
         except DeviceUnreachable:
             raise

@@ -1,4 +1,4 @@
-"""Tool calls on their way to a device: making one, putting several into batches, and whether one may be repeated."""
+"""Tool calls on their way to a device: how to make them, put them into batches, and whether a call may be repeated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from adiuva.devices.protocol import (
     ToolCallBody,
 )
 
-# How often a call is sent before its outcome is unknown.
+# A call is sent so often before its outcome is unknown.
 MAX_ATTEMPTS: Final = 3
-# After so many connections that were lost over a select, its result is taken to be too large: not every web server says
-# so when it closes a socket over a frame.
+# After a select has lost so many connections, its result is taken to be too large, because not every web server says so
+# when it closes a socket over a frame.
 MAX_SAME_SELECTS: Final = 2
 
 _ACTIONS: Final = frozenset(get_args(Action))
@@ -34,8 +34,8 @@ _TABLES: Final = frozenset(get_args(TableName))
 
 
 def _begin_ids() -> None:
-    """Ids of calls are unique without asking the system for chance for each. No secret depends on them: an answer
-    counts only on the connection that its call was sent over."""
+    """Return the beginning of this process's call ids, which makes them unique without asking the system for randomness
+    for each. No secret depends on them: an answer counts only on the connection of its call."""
     global _new_id
     _new_id = map(f"{secrets.token_hex(12)}{{:08x}}".format, itertools.count()).__next__
 
@@ -46,7 +46,7 @@ os.register_at_fork(after_in_child=_begin_ids)
 
 
 class CallFields(TypedDict, total=False):
-    """The subject of a call; which fields it needs depends on its action."""
+    """Subject of a call; which fields it needs depends on its action."""
 
     data: Data | None
     filters: Data | None
@@ -66,10 +66,11 @@ def new_call(
     limit: int | None = None,
     origin: Origin | None = None,
 ) -> ToolCall:
-    """A call for a DeviceLink. Its id is new unless `call_id` is given. Raises ValueError for what no device knows.
+    """Return a call for a DeviceLink. Its id is new unless `call_id` is given. Raises ValueError for what no device
+    knows.
 
-    Made without pydantic's checks, which took a sixth of what a call costs: whoever makes one has checked what it is
-    about. So all fields are named, in their order.
+    It skips pydantic's checks, which took a sixth of a call's cost, because the caller has checked the fields. So it
+    names all fields, in their order.
     """
     if action not in _ACTIONS or not (table is None or table in _TABLES):
         raise ValueError("no such action or table")
@@ -113,7 +114,7 @@ def split_into_batches(calls: Sequence[ToolCall], *, max_bytes: int) -> Iterator
 
 
 def batch_item(call: ToolCall, attempt: int) -> ToolCallBody:
-    """A call as an item of a batch."""
+    """Return a call as an item of a batch."""
     if call.attempt == attempt and call.deadline_ms is not None:
         return call
     return call.model_copy(update={"attempt": attempt, "deadline_ms": call.deadline_ms or _deadline_ms()})

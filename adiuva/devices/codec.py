@@ -1,4 +1,4 @@
-"""Reads and writes the frames of adiuva.devices.protocol as JSON text, within the limits of every frame.
+"""Codec of the frames of adiuva.devices.protocol as JSON text, within the limits of every frame.
 
 Like the frames themselves, this module imports no framework: clients use it too.
 """
@@ -38,19 +38,19 @@ Result = TypeVar("Result", bound=ToolResultBody)
 client_frames: TypeAdapter[ClientFrame] = TypeAdapter(ClientFrame)
 server_frames: TypeAdapter[ServerFrame] = TypeAdapter(ServerFrame)
 
-# By type: to let the union choose costs as much again as to check a frame.
+# Adapters by type, because letting the union choose costs as much again as checking a frame.
 _CLIENT_FRAMES: Final[dict[Any, type[Received]]] = {
     model.model_fields["type"].default: model for model in get_args(get_args(ClientFrame)[0])
 }
 
-# Finds a run of digits ten times faster than a regular expression does, and every frame is searched.
+# Finds a run of digits ten times faster than a regular expression, and every frame is searched.
 _DIGITS_TO_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER: Final = b"0" * 19
 
 
 class BadFrame(ValueError):
-    """A frame that cannot be accepted; its sender gets an error frame. `ref` is the id, request_id or run_id in it and
-    `kind` its type, as far as they are known."""
+    """Error for a frame that cannot be accepted; its sender gets an error frame. `ref` is its id, request_id or run_id
+    and `kind` its type, as far as they are known."""
 
     def __init__(self, code: str, message: str, ref: str | None = None, kind: str = "") -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class FrameTooLarge(BadFrame):
 
 
 def parse(text: str) -> ClientFrame:
-    """One frame from a client. Raises BadFrame, with the code `unknown_type` if its type is not known."""
+    """Return one frame from a client. Raises BadFrame, with the code `unknown_type` if its type is not known."""
     content = decode(text)
     kind = content.get("type")
     if kind == "tool_result" and (result := _plain_result(ToolResult, content)) is not None:
@@ -74,7 +74,7 @@ def parse(text: str) -> ClientFrame:
         try:
             return cast(ClientFrame, model.__pydantic_validator__.validate_python(content))
         except ValidationError:
-            pass  # the union says better where it is wrong
+            pass  # the union describes better what is wrong
     try:
         return client_frames.validate_python(content)
     except ValidationError as error:
@@ -85,8 +85,8 @@ def parse(text: str) -> ClientFrame:
 
 
 def _plain_result(model: type[Result], content: Data) -> Result | None:
-    """Return what pydantic would make of a result, if that can be told at a glance. JSON's objects have texts for keys,
-    and pydantic would look at each key of each row, and copy them."""
+    """Return what pydantic would make of a result, if that is clear at a glance. Keys of JSON objects are texts, but
+    pydantic would look at each key of each row, and copy them."""
     fields = _NO_RESULT[model].copy()
     for name, value in content.items():
         if value is not None and (kind := _RESULT_TYPES.get(name)) is not None:
@@ -102,7 +102,7 @@ def _plain_result(model: type[Result], content: Data) -> Result | None:
 
 
 def _plain_batch(content: Data) -> ToolBatchResult | None:
-    """The same for the results of a batch."""
+    """Return what pydantic would make of the results of a batch, if that is clear at a glance."""
     given = content.get("results")
     if type(given) is not list or len(given) > MAX_BATCH:
         return None
@@ -114,7 +114,7 @@ def _plain_batch(content: Data) -> ToolBatchResult | None:
     return construct(ToolBatchResult, {"type": "tool_batch_result", "results": results})
 
 
-# Without an id, pydantic sees to it.
+# pydantic handles results without an id.
 _NO_RESULT: Final[dict[type[ToolResultBody], Data]] = {
     model: {**vars(model(id="-")), "id": ""} for model in (ToolResult, ToolResultBody)
 }
@@ -132,7 +132,7 @@ _MAX_ID_CHARS: Final = 200
 
 
 def parse_server(text: str) -> ServerFrame:
-    """One frame from the server, for clients. Raises BadFrame like `parse`."""
+    """Return one frame from the server, for clients. Raises BadFrame like `parse`."""
     content = decode(text)
     try:
         return server_frames.validate_python(content)
@@ -141,26 +141,26 @@ def parse_server(text: str) -> ServerFrame:
 
 
 def parse_trusted(text: str) -> ServerFrame:
-    """One frame that the server wrote itself, without the limits on what clients send."""
+    """Return one frame that the server wrote itself, without the limits for clients."""
     return server_frames.validate_json(text)
 
 
 def dump(frame: Sent | Received, protocol: int = 2) -> str:
-    """A frame's text for a peer of this protocol version. Fields without a value are left out."""
+    """Return a frame's text for a peer of this protocol version. Fields without a value are left out."""
     return dump_bytes(frame, protocol).decode()
 
 
 def dump_bytes(frame: Sent | Received, protocol: int = 2) -> bytes:
-    """The same in UTF-8."""
+    """Return a frame as `dump` does, in UTF-8."""
     left_out = _newer_fields(type(frame)) if protocol < 2 else None
-    # What `model_dump_json` does, in half the time: it has a dozen options to pass on.
+    # The same as `model_dump_json` in half the time, which has a dozen options to pass on.
     return frame.__pydantic_serializer__.to_json(frame, exclude_none=True, exclude=left_out)
 
 
 def construct(model: type[Frame], fields: Data) -> Frame:
-    """A frame of these fields, which are all that it has, in their order, and are not checked.
+    """Return a frame with these fields, which must be all of its fields in their order, and are not checked.
 
-    What `model_construct` does, in a tenth of the time.
+    It does what `model_construct` does, in a tenth of the time.
     """
     made = _new(model)
     _put(made, "__dict__", fields)
@@ -174,12 +174,12 @@ _new, _put = object.__new__, object.__setattr__
 
 
 def is_in_protocol(frame: type[Sent], protocol: int) -> bool:
-    """Return whether this protocol version has the type of frame."""
+    """Return whether this protocol version has this type of frame."""
     return protocol >= 2 or frame.model_config.get("json_schema_extra") is not SINCE_2
 
 
 def decode(text: str) -> Data:
-    """A JSON object within the limits of every frame. Raises BadFrame."""
+    """Return a JSON object within the limits of every frame. Raises BadFrame."""
     try:
         if len(text) > MAX_FRAME_BYTES or (not text.isascii() and len(text.encode()) > MAX_FRAME_BYTES):
             raise FrameTooLarge
@@ -198,7 +198,8 @@ def decode(text: str) -> Data:
 
 def nests_over(value: Any, levels: int) -> bool:
     """Return whether lists and objects nest more than `levels` deep."""
-    # Level by level: a frame of many rows is wide, and one call per value would cost more than the rest of parsing.
+    # Level by level, because a frame of many rows is wide, and one call per value would cost more than the rest of
+    # parsing.
     layer = [value] if isinstance(value, (dict, list)) else []
     for _ in range(levels):
         if not layer:

@@ -1,4 +1,4 @@
-"""The registry of this process's device connections, with one timer for all of them.
+"""Registry of this process's device connections, with one timer for all of them.
 
 The timer checks deadlines for hello and pong, sends pings, ends connections whose peer does not read, renews the
 process' lease and closes connections of revoked sessions. One task per socket would cost memory and wake-ups by the
@@ -25,18 +25,19 @@ from adiuva.devices.protocol import Close
 from adiuva.devices.reply_routing import Reply
 
 _TICK_S: Final = 0.5
-# How often `close_all` looks whether all connections are closed.
+# `close_all` looks so often whether all connections are closed.
 _CLOSE_POLL_S: Final = 0.02
 # A revoked session's sockets have to close within 5 s.
 _SESSION_CHECK_S: Final = 3.0
-# Each check looks at the sessions that were changed, and at one share of all, so that each is looked at once a minute.
+# Each check looks at the sessions that were changed, and at one share of all, so each session gets a look once a
+# minute.
 _SHARES: Final = 20
 
 log = structlog.get_logger(__name__)
 
 
 class Connection(Protocol):
-    """One device's socket in this process."""
+    """Socket of one device in this process."""
 
     pk: uuid.UUID | None
     epoch: int
@@ -45,7 +46,7 @@ class Connection(Protocol):
     tier: str
 
     def target(self) -> Target:
-        """Return what a link needs to know of it, once the device has said hello."""
+        """Return what a link needs to know of the connection, once the device has said hello."""
         ...
 
     async def deliver(self, text: bytes, reply: Reply, *, calls: Sequence[str], run: str | None) -> bool:
@@ -66,17 +67,17 @@ class Connection(Protocol):
 
 
 class ConnectionRegistry:
-    """The connections of one event loop. The timer runs while there are any."""
+    """Registry of the connections of one event loop. The timer runs while there are any."""
 
     def __init__(self) -> None:
-        # Under this id the rows of devices name this process, while they are connected here.
+        # Rows of devices name this process by this id while they are connected here.
         self.process = uuid.uuid4()
         self._connections: set[Connection] = set()
         # The device's key as a number → its newest connection, once it has said hello. A UUID hashes itself in Python.
         self._by_device: dict[int, Connection] = {}
         self._task: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
-        # When sessions were checked last, by PostgreSQL's clock, and whose turn it is.
+        # The time of the last check of sessions, by PostgreSQL's clock, and whose turn it is.
         self._sessions_checked_at: dt.datetime | None = None
         self._share = 0
 
@@ -87,7 +88,7 @@ class ConnectionRegistry:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="connection timer")
 
     def register(self, connection: Connection, pk: uuid.UUID, epoch: int) -> Connection | None:
-        """Make a connection its device's newest; returns the one in this process that it replaces."""
+        """Make a connection its device's newest; return the one in this process that it replaces."""
         connection.pk, connection.epoch = pk, epoch
         older = self._by_device.get(pk.int)
         self._by_device[pk.int] = connection
@@ -113,7 +114,7 @@ class ConnectionRegistry:
         return self._by_device.get(pk.int)
 
     async def close_all(self, code: int, *, within_s: float) -> None:
-        """Close every connection and wait until they are gone, those that are opened meanwhile included."""
+        """Close every connection, including those that open meanwhile, and wait until they are gone."""
         try:
             async with asyncio.timeout(within_s):
                 while self._connections:
@@ -124,7 +125,8 @@ class ConnectionRegistry:
             log.info("connections.close_timed_out", count=len(self._connections))
 
     async def leave(self) -> None:
-        """See off the devices that could not be closed in time: this process ends. Raises what the database does."""
+        """Mark the devices that could not be closed in time as gone, since this process ends. Raises what the database
+        does."""
         await db.run(presence.forget_processes, self.process)
 
     async def _run(self) -> None:
@@ -139,7 +141,7 @@ class ConnectionRegistry:
                     if (code := connection.tick(now)) is not None:
                         connection.end(code)
                 except Exception as error:
-                    # One connection's error must not end the lease of all.
+                    # An error of one connection must not end the lease of all.
                     log_failure("connection.tick_failed", error)
             if now >= sessions_due:
                 sessions_due = now + _SESSION_CHECK_S
@@ -149,7 +151,7 @@ class ConnectionRegistry:
                 self._start_job(self._renew_lease)
 
     def _start_job(self, job: Callable[[], Awaitable[None]]) -> None:
-        """Start a database job unless it is still running from last time. The timer itself never waits."""
+        """Start a database job unless the last one is still running. The timer itself never waits."""
         name = getattr(job, "__name__", "")
         if any(task.get_name() == name for task in self._jobs):
             return
@@ -200,5 +202,5 @@ _registries = PerLoop(ConnectionRegistry)
 
 
 def current() -> ConnectionRegistry:
-    """The running event loop's registry."""
+    """Return the running event loop's registry."""
     return _registries.get()

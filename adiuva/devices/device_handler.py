@@ -1,4 +1,4 @@
-"""The device half of a socket: who the device is, whether it is alive, and the answers it owes.
+"""Device half of a socket: who the device is, whether it is alive, and the answers it owes.
 
 Nothing here waits for a device's answer: the link that sent the call waits, and is told through its reply.
 """
@@ -51,39 +51,39 @@ from adiuva.devices.reply_routing import ChannelReply, Reply, close_message
 # A socket that sends this many bad frames within this time is closed.
 _MAX_BAD_FRAMES: Final = 20
 _BAD_FRAMES_WINDOW_S: Final = 60.0
-# A result of so many characters is within the limit of a frame, whatever they are in UTF-8.
+# A result of so many characters is within the limit of a frame, however many bytes they are in UTF-8.
 _MAX_UNREAD_CHARS: Final = MAX_FRAME_BYTES // 4
-# A larger frame is sent in a turn of the loop of its own, when the message that it came in has left the memory: else
+# A larger frame is sent in a turn of the loop of its own, after the message that brought it has left memory. Otherwise
 # glibc gives memory back and fetches it again with each frame, which doubled the CPU of 200 kB.
 _MAX_AT_ONCE_BYTES: Final = 64 * 1024
 # Nobody waits for the answer to a call that is older than this.
 _CALL_EXPIRES_S: Final = 300.0
-# How much longer a pong may take while other frames arrive: it may queue behind files that the device is sending.
+# A pong may take so much longer while other frames arrive: it may queue behind files that the device is sending.
 _BUSY_PONG_FACTOR: Final = 6
 _PING: Final = dump(Ping())
 _FAILED: Final = gettext_noop("the server failed on this frame")
 _UNKNOWN_ZONE: Final = gettext_noop("the hello's timezone is not one of the IANA database")
 _NO_FILES_NOW: Final = gettext_noop("this run takes no files now")
-# With this code the web server ends a connection over a frame that is so large that we never see it (RFC 6455).
+# The web server ends a connection with this code over a frame that is too large for us to see (RFC 6455).
 _MESSAGE_TOO_BIG: Final = 1009
 
 log = structlog.get_logger(__name__)
 
 
 class StartWaitingWork(Protocol):
-    """Work of the apps above when a device arrives, in the thread in which its arrival
-    was written, before it is acknowledged."""
+    """Start of waiting work in the apps above when a device arrives, in the thread that wrote its arrival, before it is
+    acknowledged."""
 
     def __call__(self, *, user_id: uuid.UUID, device_id: str) -> object: ...
 
 
 # More than 15 methods: one small one for each kind of frame, channel message and event of the socket.
 class DeviceHandler:
-    """Handles the handshake, the hello, pings, tool results and frames of runs for `socket`.
+    """Handler of the handshake, the hello, pings, tool results and frames of runs for `socket`.
 
     It is the connection (adiuva.devices.connections) through which links reach the device. The consumer passes on
-    `connect`, `receive`, `disconnect` and the channel messages. What it holds, thousands of sockets hold: what few of
-    them need is made when they do.
+    `connect`, `receive`, `disconnect` and the channel messages. Thousands of sockets hold the same state, so what few
+    of them need is made when they need it.
     """
 
     def __init__(self, socket: SocketConsumer, start_waiting_work: StartWaitingWork) -> None:
@@ -157,7 +157,7 @@ class DeviceHandler:
             frame = parse(text)
         except BadFrame as bad:
             if self._fail_answered_calls(text, bad) and isinstance(bad, FrameTooLarge):
-                # Whoever asked asks for less. Closing the socket would cost the device its other calls.
+                # The caller asks for less. Closing the socket would cost the device its other calls.
                 await self.send_frame(Error(code=bad.code, message=bad.message))
                 return None
             raise
@@ -168,7 +168,7 @@ class DeviceHandler:
             raise BadFrame("hello_first", "the first frame is device_hello", _ref(frame))
         match frame:
             case ToolResult():
-                return None  # nobody waits for it any more, or it is a repeat
+                return None  # nobody waits for it any more, or it repeats another
             case ToolBatchResult():
                 answered: dict[Reply, list[str]] = {}
                 for result in frame.results:
@@ -188,9 +188,9 @@ class DeviceHandler:
         return frame
 
     def take_result(self, text: str) -> bool:
-        """Hand the answer to a call to whoever waits for it. False if it is none, or none that can be read.
+        """Hand the answer to a call to its waiter. Returns False if it is none, or unreadable.
 
-        Results are the most frequent frames. The process that waits for one reads it; here its call is enough.
+        Results are the most frequent frames. The waiting process reads them; here the call's id is enough.
         """
         call = tool_results.leading_id(text)
         if call is None or (waiting := self._calls.get(call)) is None or len(text) > _MAX_UNREAD_CHARS:
@@ -210,7 +210,7 @@ class DeviceHandler:
         return True
 
     def _fail_answered_calls(self, text: str, bad: BadFrame) -> bool:
-        """End the calls that a frame answers which cannot be read. Returns whether there are any."""
+        """End the calls that an unreadable frame answers. Returns whether there are any."""
         if not tool_results.may_be_result(text):
             return False
         code = tool_results.TOO_LARGE if isinstance(bad, FrameTooLarge) else tool_results.MALFORMED
@@ -228,7 +228,7 @@ class DeviceHandler:
         reply = self._runs.get(frame.run_id)
         if reply is not None and await reply.run_frame(text, frame):
             return
-        # A run that has missed a frame must not get later ones: it would look complete.
+        # A run that has missed a frame must not get later ones, or it would look complete.
         self._runs.pop(frame.run_id, None)
         if not isinstance(frame, AgentComplete):
             await self.send_error("run_not_active", _NO_FILES_NOW, frame.run_id)
@@ -262,7 +262,7 @@ class DeviceHandler:
         if older is not None:
             older.end(code)
         elif opened.superseded:
-            # If this is lost, the older connection ends all the same, once its lease is not renewed.
+            # If this message is lost, the older connection still ends when its lease is not renewed.
             get_channel_layer().post(opened.superseded, close_message(code))
         if self.protocol >= 2 and presence.has_unknown_zone(hello):
             await self.send_error("unknown_timezone", _UNKNOWN_ZONE)
@@ -284,7 +284,7 @@ class DeviceHandler:
         )
         try:
             self._start_waiting_work(user_id=self.user_id, device_id=hello.device_id)
-        except Exception as error:  # the device is here all the same, and sweeps find what waits for it
+        except Exception as error:  # the device is here all the same, and sweeps find its waiting work
             log_failure("device.waiting_work_not_started", error, logger=log)
         return opened
 
@@ -317,7 +317,7 @@ class DeviceHandler:
     # Frames to the device
 
     async def send_error(self, code: str, message: str, ref: str | None = None) -> bool:
-        """Send an error frame; `message`, that of an AdiuvaError, is said in the account's language."""
+        """Send an error frame. `message`, of an AdiuvaError, is translated to the account's language."""
         with speaking(self.locale):
             frame = Error(code=code, message=said(message), ref=ref)
         return await self.send_frame(frame)
@@ -344,7 +344,7 @@ class DeviceHandler:
         return False
 
     def _expect(self, reply: Reply, calls: Sequence[str], run: str | None) -> None:
-        """Register a reply before its frame leaves: the answer may be faster than whoever sends."""
+        """Register a reply before its frame leaves, because the answer may be faster than the sender."""
         now = self._loop.time()
         for call in calls:
             self._calls[call] = (reply, now)
@@ -439,7 +439,7 @@ class DeviceHandler:
 
 @lru_cache(256)
 def _shared(capabilities: frozenset[str]) -> frozenset[str]:
-    """One object for all connections that have the same."""
+    """Return one object for all connections that have equal values."""
     return capabilities
 
 

@@ -1,4 +1,4 @@
-"""The parts of an account's archive about devices and the outbox."""
+"""Parts of an account's archive about devices and the outbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Selects whose result is too large for a frame: they are fetched in pieces, since the same select would fail again."""
+"""Selects with a result that is too large for a frame. They are fetched in pieces, since the same select would fail
+again."""
 
 from __future__ import annotations
 
@@ -11,26 +12,26 @@ from adiuva.devices.protocol import Data, ToolCall, ToolResultBody
 if TYPE_CHECKING:
     from adiuva.devices.link import DeviceLink
 
-# Calls for one select: enough for 500 rows of 30 KB each.
+# So many calls for one select are enough for 500 rows of 30 KB each.
 _MAX_PIECES: Final = 32
-# What is asked for first of a select without a limit.
+# The first piece of a select without a limit.
 _FIRST_ROWS: Final = 200
 # The next piece, after one that did not fit.
 _SHRINK: Final = 4
 
 
 class PartialSelect(ToolResultBody):
-    """A select's result that lacks rows. `has_more`: behind the last one; `skipped`: rows too large for a frame."""
+    """Result of a select that lacks rows. `has_more`: behind the last one; `skipped`: rows too large for a frame."""
 
     has_more: bool = False
     skipped: int = 0
 
 
 async def select_in_pieces(link: DeviceLink, call: ToolCall) -> ToolResultBody:
-    """The rows of a select whose result was too large.
+    """Return the rows of a select whose result was too large.
 
-    A device with the capability `offset` is asked for one piece after the other; a row that is too large by itself is
-    skipped and counted. Another one is asked for as many rows as fit, from the first on. Raises like a link's call.
+    It asks a device with the capability `offset` for one piece after the other, and skips and counts a row that is too
+    large by itself. It asks other devices for as many rows as fit, from the first on. Raises like a link's call.
     """
     target = await link.target()
     can_go_on = target.can("offset")

@@ -1,8 +1,8 @@
-"""A link sends a turn's or run's calls to one device and collects the answers.
+"""Link that sends a turn's or run's calls to one device and collects the answers.
 
-Every call has one of three outcomes, which are never confused: a result (or the device's own error), DeviceOffline
-(nothing was sent, so nothing happened) or OutcomeUnknown (it was sent and no answer came). A call's id is its
-idempotency key: if the connection drops, a write is repeated with the same id on devices that dedupe.
+Every call has exactly one of three outcomes: a result (or the device's own error), DeviceOffline (nothing was sent, so
+nothing happened) or OutcomeUnknown (it was sent and no answer came). A call's id is its idempotency key: if the
+connection drops, a write is repeated with the same id on devices that dedupe.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from adiuva.devices.protocol import (
 from adiuva.devices.reply_routing import frame_message, run_over_message
 from adiuva.devices.run_frame_buffer import RunFrameBuffer
 
-# How often a link looks whether a device that it waits for has connected.
+# How often a link looks whether the device that it waits for has connected.
 _POLL_S: Final = 0.5
 # Single calls in flight at once to a device that takes no batches.
 _MAX_CALLS_IN_FLIGHT: Final = 64
@@ -69,10 +69,10 @@ __all__ = [
 
 # More than 15 methods: calls, runs and replies share one connection, and each must know when it is lost.
 class DeviceLink:
-    """Use it as an async context manager.
+    """Link to a device, to be used as an async context manager.
 
-    `device` is the row id of one of the user's devices; None chooses the one seen last, and the link stays with it once
-    something was sent. A call waits up to `wait_s` seconds for the device to connect.
+    `device` is the row id of one of the user's devices; None chooses the device seen last, and the link stays with it
+    once something was sent. A call waits up to `wait_s` seconds for the device to connect.
     """
 
     def __init__(self, user_id: uuid.UUID, device: uuid.UUID | None = None, *, wait_s: float = 0.0) -> None:
@@ -110,8 +110,7 @@ class DeviceLink:
         self._inbox.close()
 
     async def target(self, wait_s: float | None = None, *, not_at: Sequence[str] = ()) -> Target:
-        """Return where the device is connected, except on the channels `not_at`.
-        Raises DeviceOffline after the wait."""
+        """Return where the device is connected, ignoring the channels `not_at`. Raises DeviceOffline after the wait."""
         if self.current_target is not None and self.current_target.channel not in not_at:
             return self.current_target
         if (here := self._target_here()) is not None and here.channel not in not_at:
@@ -131,8 +130,8 @@ class DeviceLink:
             await asyncio.sleep(_POLL_S)
 
     def _target_here(self) -> Target | None:
-        """The device's connection in this process. If it has a newer one elsewhere, this one is about to be closed,
-        which is as if the device had come back a moment later."""
+        """Return the device's connection in this process. If the device has a newer one elsewhere, this one is about to
+        close, as if the device had come back a moment later."""
         found = self._connections.newest(self.device) if self.device is not None else None
         return found.target() if found is not None and found.user_id == self.user_id else None
 
@@ -163,7 +162,7 @@ class DeviceLink:
         return result
 
     async def call_once(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
-        """The same, but a result that is too large or malformed is returned as the error that it is."""
+        """Send a call as `call` does, but return the error for a result that is too large or malformed."""
         silent_at: list[str] = []
         while True:
             try:
@@ -199,7 +198,7 @@ class DeviceLink:
                 self.pending.remove(call.id)
 
     async def send_calls(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
-        """Send calls in order; returns an outcome for each. See CallBatches.
+        """Send calls in order; return an outcome for each. See CallBatches.
 
         Raises DeviceOffline if the device is offline at the start. If it disconnects later, the rest is not sent.
         """
@@ -233,7 +232,7 @@ class DeviceLink:
     async def notify(self, frame: Sent) -> None:
         """Send a frame that has no answer. Does nothing if the device is gone, or too old for the frame."""
         if isinstance(frame, AgentAck):
-            self.frames.acknowledged()  # before sending: the next batch may arrive during it
+            self.frames.acknowledged()  # before sending, because the next batch may arrive meanwhile
         target = self.current_target
         if target is None or not is_in_protocol(type(frame), target.protocol):
             return
@@ -271,7 +270,7 @@ class DeviceLink:
             if calls and self.device is not None:
                 layer.post(target.channel, message, text)
                 sent = True
-            else:  # with the first frame the link chooses the device, so it must know that it arrived
+            else:  # the link chooses the device by its first frame, so it must know that it arrived
                 try:
                     sent = await layer.send(target.channel, message, text)
                 except ChannelLayerUnavailable:
@@ -281,7 +280,7 @@ class DeviceLink:
         self.device, self.device_id = target.pk, target.device_id
 
     def lost(self, epoch: int) -> None:
-        """The connection ended. Ignores late notices about a superseded connection."""
+        """Fail the calls of a connection that ended. Ignores late notices about a superseded connection."""
         if self.current_target is not None and self.current_target.epoch == epoch:
             self.current_target = None
         self.pending.fail(ConnectionGone, epoch=epoch)
@@ -289,7 +288,8 @@ class DeviceLink:
             self.frames.end()
 
     def interrupted(self) -> None:
-        """Messages may have been lost: repeat the pending calls that may be, and end runs, as frames may be missing."""
+        """Repeat the pending calls that may be repeated, since messages may have been lost, and end runs, which may
+        miss frames."""
         self.pending.fail(ConnectionGone)
         if self._runs:
             self.frames.end()

@@ -1,4 +1,4 @@
-"""Outcomes of calls to a device that are no result."""
+"""Outcomes of calls to a device that are not results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from adiuva.core.errors import AdiuvaError, Unavailable
 
 
 class DeviceOffline(Unavailable):
-    """The device is not connected: nothing was sent, so nothing happened."""
+    """Error for a device that is not connected: nothing was sent, so nothing happened."""
 
     code = "device_offline"
 
@@ -15,7 +15,7 @@ class DeviceOffline(Unavailable):
 
 
 class OutcomeUnknown(AdiuvaError):
-    """A write was sent and no answer came: it may have happened."""
+    """Error for a write that was sent and got no answer: it may have happened."""
 
     code, status = "outcome_unknown", 504
 
@@ -24,14 +24,14 @@ class OutcomeUnknown(AdiuvaError):
 
 
 class AnswerUnreadable(OutcomeUnknown):
-    """A write was answered, but the answer is malformed or too large for a frame: it may have happened."""
+    """Error for a write with an answer that is malformed or too large for a frame: it may have happened."""
 
     def __init__(self) -> None:
         AdiuvaError.__init__(self, "the device's answer cannot be read; it may have happened all the same")
 
 
 class DeviceUnreachable(DeviceOffline):
-    """The channel layer or the database is unavailable. Nothing was sent."""
+    """Error for an unavailable channel layer or database. Nothing was sent."""
 
     code = "device_unreachable"
 
@@ -40,6 +40,6 @@ class DeviceUnreachable(DeviceOffline):
 
 
 class DeviceRefused(AdiuvaError):
-    """The device answered a call with an error of its own."""
+    """Error of the device's own, in answer to a call."""
 
     code, status = "device_refused", 422

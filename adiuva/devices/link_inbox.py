@@ -1,4 +1,4 @@
-"""Receives a link's answers: from a socket in this process, or over the channel layer from another process's."""
+"""Receiver of a link's answers: from a socket in this process, or over the channel layer from another process's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adiuva.devices.reply_routing import ResultFrame, RunFrame, bad_frame_messag
 if TYPE_CHECKING:
     from adiuva.devices.link import DeviceLink
 
-# What becomes of a call whose frame came back, by the layer's reason.
+# The fate of a call whose frame came back, by the layer's reason.
 _FATES: dict[str, type[Exception]] = {
     "nobody": NotSent,
     "unavailable": DeviceUnreachable,
@@ -28,8 +28,8 @@ _FATES: dict[str, type[Exception]] = {
 
 
 class LinkInbox:
-    """The receiving end of one link, which it tells what has become of its calls and runs. Sockets of this process are
-    given it as their reply; those of other processes send to its channel, which is opened when first needed."""
+    """Receiving end of one link, which tells the link what has become of its calls and runs. Sockets of this process
+    get it as their reply; those of other processes send to its channel, which opens when first needed."""
 
     is_remote = False
 
@@ -40,7 +40,7 @@ class LinkInbox:
         self._opening = asyncio.Lock()
 
     async def open(self) -> str:
-        """The channel for answers. Raises DeviceUnreachable."""
+        """Return the channel for answers. Raises DeviceUnreachable."""
         if not self._channel:
             async with self._opening:
                 if not self._channel:
@@ -96,7 +96,7 @@ class LinkInbox:
                 self._link.interrupted()
 
     def _read_result(self, text: str, calls: Sequence[str]) -> None:
-        """The socket's process has read no more of a single result than which call it is about."""
+        """Read a result that the socket's process has not read beyond the id of its call."""
         try:
             frame = parse(text)
             if not isinstance(frame, ToolResult | ToolBatchResult):

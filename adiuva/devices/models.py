@@ -15,12 +15,12 @@ from django.db.models.functions import Greatest, Now
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 
-# How long the connections of a process count as online without a word from it.
+# The connections of a process count as online for so long without a word from it.
 LEASE: Final = dt.timedelta(seconds=45)
 
 
 class Process(models.Model):
-    """A web process that holds connections of devices. While its lease runs, all of them are online.
+    """Web process that holds connections of devices. While its lease runs, all of them are online.
 
     Idle devices cost no write: however many a process holds, it renews this one row.
     """
@@ -40,14 +40,15 @@ class DeviceQuerySet(models.QuerySet["Device"]):
         return self.filter(_IS_ONLINE)
 
     def seen_last_first(self) -> Self:
-        """Those online, the one that came last first; then by `seen_at`. For the devices of
-        a user, since there is no index for it."""
+        """Return devices that are online first, the last that came first of all; then by `seen_at`. Use it for one
+        user's devices, since no index serves it."""
         is_here = models.Case(models.When(_IS_ONLINE, then=1), default=0)
         came_or_seen = models.Case(models.When(_IS_ONLINE, then=F("last_seen")), default=_SEEN_AT)
         return self.order_by(is_here.desc(), came_or_seen.desc(), "id")
 
     def with_online(self) -> Self:
-        """With `is_online`, and `seen_at`: when it was last known to be connected, as exact as its process' lease."""
+        """Return devices with `is_online` and `seen_at`: when each was last known to be connected, as exact as its
+        process's lease."""
         is_online = models.Case(
             models.When(_IS_ONLINE, then=True), default=False, output_field=models.BooleanField()
         )
@@ -63,7 +64,7 @@ _SEEN_AT: Final = Greatest(
 
 
 class Device(models.Model):
-    """One of a user's installations. It is online while its process' lease runs; each connection raises the epoch."""
+    """Installation of a user. It is online while its process's lease runs; each connection raises the epoch."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="devices")
@@ -78,7 +79,7 @@ class Device(models.Model):
     session_id = models.UUIDField(null=True, editable=False, help_text="the session that it signed in with")
     epoch = models.BigIntegerField(default=1, editable=False)
     channel = models.CharField(max_length=200, blank=True, editable=False)
-    # Without a constraint: the row of a process that was lost is deleted, and comes back if the process does.
+    # No constraint, because the row of a lost process is deleted, and comes back if the process does.
     process = models.ForeignKey(
         Process,
         models.DO_NOTHING,
@@ -111,14 +112,14 @@ class Device(models.Model):
 
     @property
     def name(self) -> str:
-        """The owner's name for the device; empty if the device did not send one. Raises SealBroken."""
+        """Return the owner's name for the device; empty if the device did not send one. Raises SealBroken."""
         if self.name_sealed is None:
             return ""
         return Device.name_sealed.unseal_from(cipher_for(self.user_id), self)
 
     @property
     def grants(self) -> list[str] | None:
-        """The folders that agents may read on it; None if it did not say. Raises SealBroken."""
+        """Return the folders that agents may read on it; None if it did not say. Raises SealBroken."""
         if self.grants_sealed is None:
             return None
         return list(Device.grants_sealed.unseal_from(cipher_for(self.user_id), self))
@@ -130,8 +131,8 @@ class OutboxQuerySet(models.QuerySet["OutboxRecord"]):
 
 
 class OutboxRecord(models.Model):
-    """A record for a device, with the outcome of its delivery. Its id is its dedupe key,
-    and the id of every call that delivers it."""
+    """Record for a device, with the outcome of its delivery. Its id is its dedupe key, and the id of every call that
+    delivers it."""
 
     class State(models.TextChoices):
         WAITING = "waiting"

@@ -1,7 +1,7 @@
-"""The outbox: records on their way to a device, sealed until the device's answer is committed.
+"""Outbox: records on their way to a device, sealed until the device's answer is committed.
 
 A record's id is its dedupe key and the id of every call that delivers it. So a second attempt, by any worker, is the
-same call. What was found before is known to those who put records here, and they give a record that expired its old id.
+same call. Callers that put records here know what was found before, and give an expired record its old id.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from adiuva.devices.protocol import Origin, TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
 
 State = OutboxRecord.State
-# Undelivered records expire after this time, which is how long a device keeps the ids that it has applied.
+# Undelivered records expire after this time, as long as a device keeps the ids that it has applied.
 KEEP_UNDELIVERED: Final = dt.timedelta(days=30)
-# Columns whose change does not count as an edit by the user.
+# A change of these columns does not count as an edit by the user.
 _NOT_EDITED_BY_USER: Final = ("isApproved", "updatedAt")
 
-# SQL by hand: the ORM's bulk_create and bulk_update take several times the CPU, for each document of a run. An expired
-# record is queued again under its old id: a device that has it after all answers with the row that it has.
+# SQL by hand, because the ORM's bulk_create and bulk_update take several times the CPU, for each document of a run. An
+# expired record is queued again under its old id: a device that has it after all answers with the row that it has.
 _ADD: Final = """
 INSERT INTO devices_outboxrecord AS known (id, user_id, device_id, source_run, source, position, "table", state, sealed)
 SELECT id, %s::uuid, %s::uuid, %s::uuid, source, position, name, 'waiting', sealed
@@ -48,7 +48,8 @@ RETURNING id
 """
 
 _TABLES: Final = 'SELECT id, "table" FROM devices_outboxrecord WHERE id = ANY(%s::uuid[])'
-# Writes outcomes, with `settle_values`; also as a part of other statements. A delivered record is no longer kept here.
+# Writes outcomes, with `settle_values`; also as a part of other statements. It removes the content of a delivered
+# record.
 SETTLE_SQL: Final = """
 UPDATE devices_outboxrecord AS record
 SET state = said.state, row_id_sealed = said.row_id, row_hash = said.row_hash, settled_at = statement_timestamp(),
@@ -59,7 +60,7 @@ WHERE record.id = said.id
 """
 
 
-# Each part has an index of its states.
+# An index covers each part's states.
 _OUTSTANDING: Final = """
 SELECT source_run, 'waiting', count(*) FROM devices_outboxrecord
 WHERE source_run = ANY(%(runs)s::uuid[]) AND state IN ('waiting', 'sent') GROUP BY source_run
@@ -71,7 +72,7 @@ WHERE source_run = ANY(%(runs)s::uuid[]) AND state = 'expired' GROUP BY source_r
 
 @dataclass(frozen=True)
 class NewRecord:
-    """A record to queue, with its dedupe key. `position` is its order within its run, `found_in` its source's name."""
+    """Record to queue, with its dedupe key. `position` is its order within its run, `found_in` its source's name."""
 
     key: uuid.UUID
     source: bytes
@@ -83,7 +84,7 @@ class NewRecord:
 
 @dataclass(frozen=True)
 class PendingRecord:
-    """A record that has no outcome yet.
+    """Record that has no outcome yet.
 
     `sent_before`: it was sent, so a device that does not dedupe may have it.
     """
@@ -103,10 +104,10 @@ def add(
     run_id: uuid.UUID,
     records: Sequence[NewRecord],
 ) -> list[PendingRecord]:
-    """Queue records, in order; returns those that were not in the outbox before, or had expired. Call it in a
+    """Queue records, in order; return those that were not in the outbox before, or had expired. Call it in a
     transaction.
 
-    Without a device, the records are for the first of the user's devices that they are assigned to (`assign`).
+    Without a device, the records go to the first of the user's devices that they are assigned to (`assign`).
     """
     new: dict[uuid.UUID, PendingRecord] = {}
     rows = []
@@ -151,8 +152,8 @@ def waiting(
     device: uuid.UUID | None = None,
     most: int = 500,
 ) -> list[PendingRecord]:
-    """A run's records that no device has answered yet, in order. With `device`,
-    only those assigned to it or to none."""
+    """Return a run's records that no device has answered yet, in order. With `device`, only those assigned to it or to
+    none."""
     found = OutboxRecord.objects.waiting().filter(user_id=user_id, source_run=run_id)
     if device is not None:
         found = found.filter(Q(device=device) | Q(device=None))
@@ -160,7 +161,7 @@ def waiting(
 
 
 def pending(cipher: UserCipher, row: OutboxRecord, *, sent_before: bool) -> PendingRecord:
-    """A row as a record to deliver. Raises SealBroken."""
+    """Return a row as a record to deliver. Raises SealBroken."""
     data, found_in = OutboxRecord.sealed.unseal_from(cipher, row)
     return PendingRecord(
         row.pk, row.table, data, Origin(run_id=str(row.source_run), source=found_in), sent_before
@@ -170,7 +171,7 @@ def pending(cipher: UserCipher, row: OutboxRecord, *, sent_before: bool) -> Pend
 async def deliver(
     link: DeviceLink, records: Sequence[PendingRecord], *, mark_sent: Any
 ) -> dict[uuid.UUID, ToolResultBody | AdiuvaError]:
-    """Insert records on the device, in order; returns an outcome for each. Raises DeviceOffline if nothing was sent.
+    """Insert records on the device, in order; return an outcome for each. Raises DeviceOffline if nothing was sent.
 
     `mark_sent(ids)` is awaited before records leave for a device that does not dedupe: if the answer is lost, they
     must not be sent again.
@@ -236,7 +237,8 @@ def settle_values(
     outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError],
     tables: Mapping[uuid.UUID, str],
 ) -> dict[str, list[Any]]:
-    """The parameters of SETTLE_SQL for records whose table `tables` names; without those that were not sent."""
+    """Return the parameters of SETTLE_SQL for records with tables named by `tables`; without those that were not
+    sent."""
     settled: dict[str, list[Any]] = {"ids": [], "states": [], "row_ids": [], "row_hashes": []}
     for key, outcome in outcomes.items():
         if isinstance(outcome, DeviceOffline) or key not in tables:
@@ -256,7 +258,7 @@ def settle_values(
 
 
 def row_hash(cipher: UserCipher, table: str, row: Mapping[str, Any]) -> bytes:
-    """A keyed hash of a row's content, to find out later whether somebody has edited it.
+    """Return a keyed hash of a row's content, to find out later whether somebody has edited it.
 
     Ignores columns that our tables do not know: an app update that adds one has edited nothing.
     """
@@ -265,7 +267,7 @@ def row_hash(cipher: UserCipher, table: str, row: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """One form for the values that devices write as 1, 1.0 or true."""
+    """Return one form for the values that devices write as 1, 1.0 or true."""
     return (
         int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
     )
@@ -283,8 +285,8 @@ def count_undelivered() -> dict[str, int]:
 
 
 def count_outstanding(run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Counter[str]]:
-    """For each run, how many records wait for their device ("waiting") and how many have "expired"; empty if none are
-    left."""
+    """Return for each run how many records wait for their device ("waiting") and how many have "expired"; empty if none
+    are left."""
     found: defaultdict[uuid.UUID, Counter[str]] = defaultdict(Counter)
     with prepared_cursor() as cursor:
         cursor.execute(_OUTSTANDING, {"runs": list(run_ids)})
@@ -300,18 +302,18 @@ def count_by_state(run_id: uuid.UUID) -> dict[str, int]:
 
 
 def overdue() -> QuerySet[OutboxRecord]:
-    """Records that have waited for their device for too long."""
+    """Return records that have waited for their device for too long."""
     return OutboxRecord.objects.waiting().filter(created_at__lt=Now() - KEEP_UNDELIVERED)
 
 
 def overdue_runs(most: int) -> set[uuid.UUID]:
-    """At most `most` runs with overdue records, the oldest first."""
+    """Return at most `most` runs with overdue records, the oldest first."""
     return set(overdue().order_by("created_at").values_list("source_run", flat=True)[:most])
 
 
 def expire(run_id: uuid.UUID, most: int) -> tuple[int, int]:
-    """Expire a run's records that have waited for too long, and delete their content. Returns how many expired, and of
-    how many it will never be known whether the device has them."""
+    """Expire a run's records that have waited too long, and delete their content. Returns how many expired, and for how
+    many nobody will ever know whether the device has them."""
     old = overdue().filter(source_run=run_id)
     chosen = OutboxRecord.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:most]))
     # A record that was sent to a device that does not dedupe must not be sent again, even if it is found again.

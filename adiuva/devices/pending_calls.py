@@ -12,26 +12,28 @@ from adiuva.devices.protocol import ToolResultBody
 
 
 class NotSent(Exception):
-    """Nobody listens on the device's last known channel, or its connection was closing."""
+    """Error for a frame that nobody took: nobody listens on the device's last known channel, or its connection was
+    closing."""
 
 
 class ConnectionGone(Exception):
-    """The connection, or the channel layer between us and it, was lost while an answer was pending."""
+    """Error for a connection, or a channel layer, that was lost while an answer was pending."""
 
 
 class NoAnswer(Exception):
-    """The device did not answer in time."""
+    """Error for a device that did not answer in time."""
 
 
 class PendingCalls:
-    """The pending calls of one link, in the order in which they fall due."""
+    """Pending calls of one link, in the order in which they fall due."""
 
     def __init__(self) -> None:
-        # By id: the future, when it is due on the loop's clock, and the epoch of the connection that it was sent over.
+        # By id: the future, its due time on the loop's clock, and the epoch of the connection that the call was sent
+        # over.
         self._calls: dict[str, tuple[asyncio.Future[ToolResultBody], float, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        # Read once per link: looking a setting up costs a tenth of a call.
+        # Read once per link, because looking a setting up costs a tenth of a call.
         self._timeout_s: float = settings.SOCKET["tool_answer_timeout_s"]
 
     def add(self, call_id: str, epoch: int) -> asyncio.Future[ToolResultBody]:
@@ -42,7 +44,7 @@ class PendingCalls:
         if call_id in self._calls:
             raise ValueError("a call with this id is in flight")
         future: asyncio.Future[ToolResultBody] = self._loop.create_future()
-        # All calls have the same time to answer, so they fall due in order and one timer serves them all.
+        # All calls have the same time to answer, so they fall due in order and one timer serves all.
         due = self._loop.time() + self._timeout_s
         self._calls[call_id] = future, due, epoch
         if self._timer is None:
@@ -75,7 +77,7 @@ class PendingCalls:
                 call[0].set_exception(reason())
 
     def fail(self, reason: type[Exception], *, epoch: int | None = None) -> None:
-        """Fail the calls that were sent over the connection `epoch`; without it, all of them."""
+        """Fail the calls that were sent over the connection `epoch`, or all calls without it."""
         for future, _, sent_over in self._calls.values():
             if epoch in (None, sent_over) and not future.done():
                 future.set_exception(reason())
@@ -88,7 +90,7 @@ class PendingCalls:
 
 
 async def outcome_of(future: asyncio.Future[ToolResultBody]) -> ToolResultBody | Exception:
-    """Wait for an answer; returns it, or the reason why there is none."""
+    """Wait for an answer; return it, or the reason why there is none."""
     try:
         return await future
     except (NotSent, ConnectionGone, NoAnswer, DeviceUnreachable) as error:

@@ -24,15 +24,15 @@ from adiuva.core.db import prepared_cursor
 from adiuva.devices.models import LEASE, Device
 from adiuva.devices.protocol import DeviceHello
 
-# How often a process renews its lease.
+# A process renews its lease so often.
 RENEW_S: Final = 15
-# How long after its lease the row of a process is kept, so that devices which come back soon are written once.
+# The row of a process is kept so long after its lease, so that devices which come back soon are written once.
 _KEEP_LOST_S: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A device's current connection, to which frames can be sent."""
+    """Current connection of a device, to which frames can be sent."""
 
     pk: uuid.UUID
     device_id: str
@@ -53,7 +53,7 @@ class OpenedConnection:
     capabilities: frozenset[str]
 
 
-# The process' row is written only where it lacks one, or has not renewed it because it held no device.
+# Writes the process's row only if it is missing, or was not renewed because the process held no device.
 _ARRIVE = """
 WITH holder AS (
     INSERT INTO devices_process (id, lease_until)
@@ -91,7 +91,7 @@ SELECT mine.id FROM unnest(%s::uuid[], %s::bigint[]) AS mine (id, epoch)
 LEFT JOIN devices_device AS known ON known.id = mine.id AND known.epoch = mine.epoch WHERE known.id IS NULL
 """
 
-# Their devices still name them: a device is online again as soon as the row of its process is back.
+# The devices still name their process: a device is online again as soon as that row is back.
 _FORGET = """
 WITH gone AS (
     DELETE FROM devices_process WHERE id IN (
@@ -120,15 +120,15 @@ WHERE user_id = %s AND lease_until > now() AND capabilities @> ARRAY[%s]::varcha
 
 
 def has_unknown_zone(hello: DeviceHello) -> bool:
-    """Return whether a hello names a time zone that the IANA database does not have. The facts already known about the
-    device are kept."""
+    """Return whether a hello names a time zone that the IANA database does not have. Then the known facts about the
+    device stay."""
     return hello.timezone is not None and hello.timezone not in timezones()
 
 
 def open_connection(
     *, process: uuid.UUID, user_id: uuid.UUID, session_id: uuid.UUID, hello: DeviceHello, channel: str
 ) -> OpenedConnection:
-    """Record a connection as its device's newest. One statement, so that of two connections only one is.
+    """Record a connection as its device's newest, in one statement, so that of two connections only one is.
 
     From then on, `process` has to renew its lease.
     """
@@ -169,8 +169,8 @@ def open_connection(
 
 
 def renew(process: uuid.UUID, mine: Collection[tuple[uuid.UUID, int]]) -> set[uuid.UUID]:
-    """Renew the lease of a process. Returns the devices of those of its connections (device and epoch) that are not the
-    newest. One statement, which writes one row."""
+    """Renew the lease of a process, in one statement that writes one row. Returns the devices of those connections
+    (device and epoch) that are no longer the newest."""
     with prepared_cursor() as cursor:
         cursor.execute(
             _RENEW, [process, LEASE.total_seconds(), [pk for pk, _ in mine], [epoch for _, epoch in mine]]
@@ -179,8 +179,8 @@ def renew(process: uuid.UUID, mine: Collection[tuple[uuid.UUID, int]]) -> set[uu
 
 
 def forget_processes(ended: uuid.UUID | None = None) -> None:
-    """Delete the row of a process that ends, which sees all of its devices off at once, and those of processes that
-    were lost. The time at which their devices were last seen is kept."""
+    """Delete the row of a process that ends, which takes all of its devices offline at once, and the rows of lost
+    processes. The time when their devices were last seen is kept."""
     with connection.cursor() as cursor:
         cursor.execute(_FORGET, [ended, _KEEP_LOST_S, LEASE.total_seconds()])
 
@@ -191,7 +191,8 @@ def close_connection(*, pk: uuid.UUID, epoch: int) -> None:
 
 
 def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[str] = ()) -> Target | None:
-    """The connection of a user's device, or, without `pk`, of the one that came last. None if it is not connected.
+    """Return the connection of a user's device, or, without `pk`, of the one that came last. None if it is not
+    connected.
 
     `not_at` are channels to ignore because nobody listens there: their process was killed and the lease still runs.
     """
@@ -205,7 +206,7 @@ def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[
 
 
 def channels_with(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUID, str]]:
-    """The user's connected devices with a capability: row id and channel of each."""
+    """Return the user's connected devices with a capability: row id and channel of each."""
     with prepared_cursor() as cursor:
         cursor.execute(_CHANNELS, [user_id, capability])
         return list(cursor.fetchall())
@@ -213,7 +214,7 @@ def channels_with(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUI
 
 @transaction.atomic
 def forget_device(device: Device) -> str:
-    """Delete a device's row; returns the channel of its connection, or "" if it has none."""
+    """Delete a device's row; return the channel of its connection, or "" if it has none."""
     locked = Device.objects.select_for_update().get(pk=device.pk)
     channel = locked.channel
     locked.delete()

@@ -1,4 +1,4 @@
-"""The generated tables of docs/protocol.md. The words between them are written by hand."""
+"""Generated tables of docs/protocol.md. The words between them are written by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BLOCK: Final = re.compile(r"(<!-- made: ([a-z ]+) -->\n).*?(<!-- end -->)", re.
 
 
 def refreshed(page: str, schema: dict[str, Any]) -> str:
-    """The page with each block between `<!-- made: NAME -->` and `<!-- end -->` made anew."""
+    """Return the page with each block between `<!-- made: NAME -->` and `<!-- end -->` made anew."""
     definitions = schema["$defs"]
     blocks = {
         "client frames": _frames(definitions, "ClientFrame"),

@@ -1,4 +1,4 @@
-"""Generates what is published of the device socket: JSON Schema, TypeScript, and the tables of docs/protocol.md."""
+"""Generator of what is published of the device socket: JSON Schema, TypeScript, and the tables of docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNIONS: Final = {"ClientFrame": protocol.ClientFrame, "ServerFrame": protocol.S
 
 
 def files(project: Path) -> dict[str, str]:
-    """Path in the project → content of the files that are published."""
+    """Return the published files: path in the project → content."""
     schema = json_schema()
     types = typescript(schema)
     page = (project / PAGE_FILE).read_text("utf-8")
@@ -36,7 +36,7 @@ def files(project: Path) -> dict[str, str]:
 
 
 def write(project: Path) -> list[Path]:
-    """Write the files; returns those that changed."""
+    """Write the files; return those that changed."""
     changed = []
     for name, content in files(project).items():
         path = project / name
@@ -47,9 +47,9 @@ def write(project: Path) -> list[Path]:
 
 
 def json_schema() -> dict[str, Any]:
-    """One document whose `$defs` hold every frame, and a union for each direction.
+    """Return one document whose `$defs` hold every frame, and a union for each direction.
 
-    Frames from clients are described as the server reads them, frames from the server as it writes them.
+    It describes frames from clients as the server reads them, and frames from the server as it writes them.
     """
     sent = list(_members(protocol.ServerFrame))
     received = list(_members(protocol.ClientFrame))
@@ -98,7 +98,7 @@ def _tidy(definition: dict[str, Any]) -> None:
 
 
 def typescript(schema: dict[str, Any]) -> str:
-    """The schema, the tables' rows and the names that it uses, as TypeScript declarations."""
+    """Return the schema, the tables' rows and the names that it uses, as TypeScript declarations."""
     lines = [f"// {_MADE}", ""]
     for name, definition in schema["$defs"].items():
         if about := _about(definition):
@@ -180,7 +180,7 @@ def _either(values: Iterable[str]) -> str:
 
 
 def _constants(*, declared: bool) -> str:
-    """The constants, declared for a .d.ts or defined for a .ts file."""
+    """Return the constants, declared for a .d.ts or defined for a .ts file."""
     limits = {name: value for name, (value, _) in vocabulary.LIMITS.items()}
     closes = {name: code for name, (code, _) in vocabulary.CLOSE_CODES.items()}
     lines = []

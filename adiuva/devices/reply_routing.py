@@ -1,6 +1,5 @@
-"""Routes a device's answers to the link that made the call, in this process or another, and builds the messages that
-processes send to each other's connections for it.
-"""
+"""Routing of a device's answers to the link that made the call, in this process or another, and the messages that
+processes send to each other's connections for it."""
 
 from __future__ import annotations
 
@@ -26,9 +25,9 @@ RunFrame = AgentManifest | AgentData | AgentComplete
 
 
 class Reply(Protocol):
-    """The destination of a device's answers."""
+    """Destination of a device's answers."""
 
-    # Whether it reads the text of a result itself, which then need not be parsed before.
+    # True if it reads the text of a result itself, which then need not be parsed before.
     is_remote: bool
 
     def result(self, text: str, calls: Sequence[str], frame: ResultFrame | None) -> None:
@@ -49,10 +48,10 @@ class Reply(Protocol):
 
 
 class ChannelReply:
-    """Sends answers to another process over the channel layer. Equal to others of the same channel.
+    """Reply that sends answers to another process over the channel layer. Equal to others of the same channel.
 
-    What is lost on the way is not said here: the layer tells the waiting link that it was interrupted, and the link
-    repeats what it may.
+    It does not report losses on the way: the layer tells the waiting link that it was interrupted, and the link repeats
+    what it may.
     """
 
     __slots__ = ("channel",)
@@ -86,20 +85,20 @@ class ChannelReply:
 
 
 def frame_message(*, calls: Sequence[str], run: str | None, reply: str) -> dict[str, Any]:
-    """Message that makes a connection send the frame which is its body; its answers go to the channel `reply`."""
+    """Return a message that makes a connection send the frame in its body; the answers go to the channel `reply`."""
     return {"type": "frame", "calls": calls, "run": run, "reply": reply}
 
 
 def run_over_message(run: str) -> dict[str, Any]:
-    """Message that makes a connection forget who reads the frames of a run."""
+    """Return a message that makes a connection forget who reads the frames of a run."""
     return {"type": "run_over", "run": run}
 
 
 def close_message(code: int) -> dict[str, Any]:
-    """Message that makes a connection close itself."""
+    """Return a message that makes a connection close itself."""
     return {"type": "close", "code": code}
 
 
 def bad_frame_message(bad: BadFrame) -> dict[str, Any]:
-    """Message that makes a connection refuse a frame that it had passed on unread."""
+    """Return a message that makes a connection refuse a frame that it had passed on unread."""
     return {"type": "bad_frame", "code": bad.code, "message": str(bad), "ref": bad.ref}

@@ -1,4 +1,4 @@
-"""Finds rows of a device that other rows refer to: an undo leaves those."""
+"""Search for rows of a device that other rows refer to: an undo leaves those."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adiuva.devices.large_selects import PartialSelect
 from adiuva.devices.link import DeviceLink
 from adiuva.devices.protocol import Data, TableName, ToolResultBody
 
-# Rows that refer to others are deleted before these.
+# In this order, rows that refer to others are deleted first.
 DELETION_ORDER: Final[Sequence[TableName]] = (
     "taskComments",
     "tasks",
@@ -28,14 +28,14 @@ _REFERRERS: Final[Mapping[str, Sequence[tuple[TableName, str]]]] = {
 
 
 class RowReferences:
-    """The references on one device, for one undo."""
+    """References on one device, for one undo."""
 
     def __init__(self, link: DeviceLink) -> None:
         self._link = link
         self._parents: set[str] | None = None
 
     async def used(self, table: TableName, ids: Sequence[str]) -> set[str]:
-        """Those of these rows that others refer to, or for which that cannot be found out.
+        """Return those of these rows that others refer to, or for which that cannot be found out.
 
         Raises like a link's call.
         """
@@ -57,7 +57,7 @@ class RowReferences:
         return used
 
     async def _with_children(self, ids: Sequence[str]) -> set[str]:
-        """Clients that are parents of others. No filter finds them, so all clients are read, once."""
+        """Return clients that are parents of others. No filter finds them, so it reads all clients once."""
         if self._parents is None:
             answer = await self._link.call(new_call("select", "clients", filters={}))
             if answer.rows is None or isinstance(answer, PartialSelect):
@@ -67,7 +67,8 @@ class RowReferences:
 
 
 def results_of(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> list[ToolResultBody]:
-    """The results. Raises the first failure: a device that disconnected or is silent is asked for nothing more."""
+    """Return the results. Raises the first failure: a device that disconnected or is silent is asked for nothing
+    more."""
     results = []
     for outcome in outcomes:
         if isinstance(outcome, AdiuvaError):

@@ -1,9 +1,9 @@
-"""Takes changes of rows back on a device: a new row is deleted, an updated one gets its earlier values again, and a
-deleted one is inserted again, under an id of the device's making.
+"""Undo of changes to rows on a device: it deletes a new row, gives an updated row its earlier values again, and inserts
+a deleted row again, under an id of the device's making.
 
-A row that was edited since is left, and named; so is a new row that something else refers to. Calls have the same ids
-each time, so an undo that broke off can be asked for again. Devices have no conditional writes: an edit in the
-milliseconds between our read and our write goes unnoticed.
+It leaves and names a row that was edited since, and a new row that something else refers to. Calls have the same ids
+each time, so an interrupted undo can be repeated. Devices have no conditional writes: an edit in the milliseconds
+between our read and our write goes unnoticed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _REFERENCES: Final = ("projectId", "taskId", "clientId", "parentId")
 
 @dataclass
 class RowChange:
-    """All that was done to one row. `action` is what it comes to.
+    """Sum of all changes to one row. `action` is what they come to.
 
-    `before`: of an updated row, the older values of the columns that were changed; of a deleted one, all of it; None if
-    they are not known. `hash`: of the row as it was left, in hex. `undone`: whether it was taken back.
+    `before`: for an updated row, the older values of the changed columns; for a deleted row, all of it; None if they
+    are not known. `hash`: of the row as it was left, in hex. `undone`: whether it was taken back.
     """
 
     action: Action
@@ -48,7 +48,7 @@ class RowChange:
 
 @dataclass(frozen=True)
 class KeptRow:
-    """A row that stays as it was left."""
+    """Row that stays as it was left."""
 
     table: str
     id: str
@@ -57,9 +57,10 @@ class KeptRow:
 
 
 class RowUndo:
-    """One undo of changes on one device. `key` is what was undone: the ids of calls are made of it.
+    """Undo of changes on one device. `key` says what is undone; the ids of calls are made of it.
 
-    `kept`: what stays, and why. `restored`: rows that are back, as the device returned them, each with its change.
+    `kept`: the rows that stay, and why. `restored`: rows that are back, as the device returned them, each with its
+    change.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class RowUndo:
                     await self._delete(change)
 
     async def _unchanged(self, changes: Sequence[RowChange]) -> list[RowChange]:
-        """Those whose rows are as they were left."""
+        """Return the changes to rows that are as they were left."""
         same = []
         for start in range(0, len(changes), MAX_BATCH):
             part = changes[start : start + MAX_BATCH]
@@ -97,7 +98,7 @@ class RowUndo:
                 if answer.error is not None:
                     self._keep(change, "refused")
                 elif answer.row is None:
-                    # A delete of ours whose answer was lost is sent again, to learn whether it was ours.
+                    # If the answer to our delete was lost, it is sent again, to learn whether it was ours.
                     if change.action == "insert":
                         same.append(change)
                     else:

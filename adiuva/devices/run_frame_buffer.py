@@ -1,4 +1,4 @@
-"""Buffers a run's frames from the device until the runner reads them. Memory stays bounded, whatever a device sends.
+"""Buffer for a run's frames from the device until the runner reads them. Memory stays bounded, whatever a device sends.
 
 A device of protocol 2 has to wait for acknowledgements; if it does not, the run fails. A device of protocol 1 knows
 none: it sends a folder as fast as the network allows, and its socket must be read meanwhile, since answers to tool
@@ -23,27 +23,27 @@ from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest
 
 RunFrame = AgentManifest | AgentData | AgentComplete
 
-# Frames in memory at once; the rest goes to the file.
+# So many frames stay in memory; the rest goes to the file.
 MAX_BUFFERED_CHARS: Final = 4 * 1024 * 1024
 MAX_BUFFERED_FRAMES: Final = 1_000
 _SEALED: Final = b"frame of a run"
 
 
 class FlowExceeded(AdiuvaError):
-    """The device sends more than it may."""
+    """Error for a device that sends more than it may."""
 
     code, status = "flow_exceeded", 429
 
 
 class SpillFile:
-    """A first-in, first-out queue of texts in a sealed temporary file of bounded size. Close it after use."""
+    """First-in, first-out queue of texts in a sealed temporary file of bounded size. Close it after use."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._file: IO[bytes] | None = None
         self._places: deque[tuple[int, int]] = deque()  # offset and length of each text
         self._end = 0
-        self._wrapped = False  # whether the newest text is before the oldest in the file
+        self._wrapped = False  # True if the newest text is before the oldest in the file
 
     def __len__(self) -> int:
         return len(self._places)
@@ -97,7 +97,7 @@ class RunFrameBuffer:
         self.later = SpillFile(settings.RUNS["spill_bytes"])  # frames that the reader has taken and put off
         self._end: FlowExceeded | OSError | None = None
         self._ended = False
-        # Whether the device is told to wait for acknowledgements. A device of protocol 1 is not, whatever it sends.
+        # True if the device is told to wait for acknowledgements. A device of protocol 1 is not, whatever it sends.
         self.counts_batches = True
         self._batches = 0
         self._arrived = asyncio.Event()
@@ -137,8 +137,8 @@ class RunFrameBuffer:
             self._arrived.set()
 
     async def get(self) -> RunFrame | None:
-        """The next frame; None after the last one of a connection that ended. Raises FlowExceeded at once if the device
-        has exceeded its limits, and OSError if the disk had no room for a frame; buffered frames are dropped."""
+        """Return the next frame; None after the last one of a connection that ended. Raises FlowExceeded at once if the
+        device has exceeded its limits, and OSError if the disk had no room for a frame; buffered frames are dropped."""
         while True:
             if self._end is not None:
                 raise self._end

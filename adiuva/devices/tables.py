@@ -1,7 +1,7 @@
 """The user's tables, which every device has. Column names are the device's own, in camelCase.
 
-This description serves the headless device's SQLite schema, the validation of what a model returns, and the JSON Schema
-that the model is given. Times are integer milliseconds since the epoch; flags are 0 or 1.
+The headless device's SQLite schema, the validation of a model's records, and the JSON Schema for the model are made
+from this description. Times are integer milliseconds since the epoch; flags are 0 or 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 Kind = Literal["text", "int", "flag", "time", "names"]
 MAX_TEXT: Final = 100_000
 INT64: Final = 2**63
-# What people call one row of a table, and several; keys of the catalogues.
+# People's words for one row of a table, and for several; keys of the catalogues.
 NOUNS: Final[dict[str, tuple[str, str]]] = {
     "tasks": ("task", "tasks"),
     "projects": ("project", "projects"),
@@ -27,7 +27,7 @@ NOUNS: Final[dict[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column. The kind `names` is a list of names, sent as a JSON array in a string."""
+    """Column of a table. The kind `names` is a list of names, sent as a JSON array in a string."""
 
     name: str
     kind: Kind = "text"
@@ -43,7 +43,7 @@ class Table:
     name: str
     about: str
     columns: tuple[Column, ...]
-    title: str  # the column that is shown as a row's title
+    title: str  # the column that people see as a row's title
 
     @cached_property
     def by_name(self) -> Mapping[str, Column]:
@@ -51,7 +51,7 @@ class Table:
 
     @cached_property
     def reviewed(self) -> bool:
-        """True if rows have the flags that mark an assistant's suggestion for the user's approval."""
+        """Return whether rows have the flags that mark an assistant's suggestion for the user's approval."""
         return "isAiSuggested" in self.by_name
 
 

@@ -1,6 +1,6 @@
-"""Tool results that are not as they should be: malformed, or too large for a frame.
+"""Tool results that are malformed, or too large for a frame.
 
-A bad row costs that row, and a bad result fails its call at once, lest whoever asked wait for an answer that has come.
+A bad row costs only that row. A bad result fails its call at once, so that nobody waits for an answer that has come.
 Like the frames, this module imports no framework.
 """
 
@@ -19,10 +19,10 @@ _WORDS: Final = {
     MALFORMED: "the device's answer cannot be read",
     TOO_LARGE: "the device's answer is too large for a frame",
 }
-# Devices that know no codes say it in words.
+# Devices that know no codes give the reason in words.
 _SAYS_TOO_LARGE: Final = re.compile(r"\btoo[ _]large\b", re.IGNORECASE)
 _RESULT_TYPES: Final = ("tool_result", "tool_batch_result")
-# The id at the beginning of a result, before or after its type. Nearly all begin in the same way.
+# The id at the beginning of a result, before or after its type. Nearly all results begin in the same way.
 _USUAL_START: Final = '{"type":"tool_result","id":"'
 _LONGEST_ID: Final = 200
 _LEADING_ID: Final = re.compile(
@@ -31,7 +31,7 @@ _LEADING_ID: Final = re.compile(
 
 
 def failed(call_id: str, code: str) -> ToolResult:
-    """The result of a call whose answer is of no use. `code` says why."""
+    """Return the result of a call with a useless answer. `code` says why."""
     return ToolResult(id=call_id, error=_WORDS[code], code=code)
 
 
@@ -43,7 +43,7 @@ def is_large_select(action: str, result: ToolResultBody) -> bool:
 
 
 def is_unreadable(result: ToolResultBody) -> bool:
-    """Return whether the device has answered, and what it answered is unknown: a write may have happened."""
+    """Return whether the device has answered something unknown: a write may have happened."""
     return result.error is not None and result.code in (MALFORMED, TOO_LARGE)
 
 
@@ -53,8 +53,8 @@ def may_be_result(text: str) -> bool:
 
 
 def leading_id(text: str) -> str | None:
-    """The id at the beginning of a frame, if it can be told without parsing. A frame that begins with a call's id is
-    meant as its answer, whatever it is."""
+    """Return the id at the beginning of a frame, if it is clear without parsing. A frame that begins with a call's id
+    is meant as its answer, whatever it is."""
     if text.startswith(_USUAL_START):
         start = len(_USUAL_START)
         end = text.find('"', start, start + _LONGEST_ID + 1)
@@ -65,9 +65,10 @@ def leading_id(text: str) -> str | None:
 
 
 def repaired(content: Data) -> Data | None:
-    """A frame of tool results that is valid, made of one that is not; None if it cannot be.
+    """Return a valid frame of tool results made of an invalid one; None if that is impossible.
 
-    What is no row becomes an empty one, which is no valid row either; what is no result becomes a failed one.
+    Something that is no row becomes an empty one, which is no valid row either; something that is no result becomes a
+    failed one.
     """
     match content:
         case {"type": "tool_result", "id": str(call_id)} if 0 < len(call_id) <= 200:

@@ -61,7 +61,7 @@ class DeviceViewSet(
         if device.session_id is not None:
             accounts.end_session(user=device.user, session_id=device.session_id)
         if channel:
-            # Only sooner: the session is over, so the socket closes within seconds by itself.
+            # The socket would close by itself within seconds, because the session is over; this is only sooner.
             with contextlib.suppress(ConnectionError):
                 async_to_sync(get_channel_layer().send)(channel, close_message(Close.NOT_AUTHENTICATED))
         return Response({"ok": True})

@@ -1,4 +1,4 @@
-"""The device socket's names explained: capabilities, filters, close codes, error codes. docs/protocol.md shows them.
+"""Names of the device socket, explained: capabilities, filters, close codes, error codes. docs/protocol.md shows them.
 
 Like the frames themselves, this module imports no framework.
 """
@@ -83,7 +83,7 @@ CLOSE_CODES: Final[Mapping[str, tuple[int, str]]] = {
     ),
 }
 
-# What an `error` frame may say. `ref` names what it is about.
+# The codes of an `error` frame. `ref` names the frame that it is about.
 FRAME_CODES: Final[Mapping[str, str]] = {
     "bad_json": "The frame is no JSON object, or not text.",
     "bad_frame": "A field is missing or wrong; the message names it.",
@@ -103,7 +103,7 @@ FRAME_CODES: Final[Mapping[str, str]] = {
     "internal_error": "The server failed on this frame. Its operators can see why.",
 }
 
-# What `code` of a `stream_end` may say. A client shows the stream's text, and may act on these.
+# The values of `code` in a `stream_end`. A client shows the stream's text, and may act on these.
 STREAM_CODES: Final[Mapping[str, str]] = {
     "device_offline": "No device, or not the named one, is connected.",
     "device_unreachable": "The device is connected and does not answer.",
@@ -147,7 +147,7 @@ STREAM_CODES: Final[Mapping[str, str]] = {
     "model_error": "",
 }
 
-# What `notices` of a `stream_end` may say. More may come: a client shows those that it knows.
+# The values of `notices` in a `stream_end`. More may come; a client shows those that it knows.
 NOTICES: Final[Mapping[str, str]] = {
     "nothing_changed": "The answer claims a change that was asked for, and nothing was created, changed or deleted.",
     "left_out": "Earlier messages, or parts of what was read, did not fit the model's context window.",

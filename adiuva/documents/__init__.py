@@ -1,4 +1,4 @@
-"""Reads documents: files and messages to text, for a device's folders and for mailboxes. Independent of Django."""
+"""Document readers: files and messages to text, for a device's folders and for mailboxes. Independent of Django."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from adiuva.documents.errors import Unreadable
 
 MAX_MEMBERS: Final = 20_000
-# Bytes of all members that are read, and of one; more than this is no document that somebody wrote.
+# Bounds on the bytes that are read of all members, and of one. A document that somebody wrote has no more.
 MAX_TOTAL_BYTES: Final = 200 * 1024 * 1024
 MAX_MEMBER_BYTES: Final = 64 * 1024 * 1024
 MAX_DEPTH: Final = 250
@@ -29,7 +29,7 @@ ZIP_ERRORS: Final = (
 
 
 class Archive:
-    """Raises Unreadable if it is damaged, encrypted, or expands beyond bounds."""
+    """Archive within bounds. Raises Unreadable if it is damaged, encrypted, or expands beyond bounds."""
 
     def __init__(self, raw: bytes) -> None:
         try:
@@ -46,7 +46,7 @@ class Archive:
         self.names = {info.filename for info in infos}
 
     def bytes(self, name: str) -> bytes:
-        """A member's content. Raises KeyError if there is none of this name."""
+        """Return a member's content. Raises KeyError if there is no member of this name."""
         try:
             with self._zip.open(name) as file:
                 content = file.read(MAX_MEMBER_BYTES + 1)
@@ -61,11 +61,11 @@ class Archive:
         return content
 
     def xml(self, name: str) -> ElementTree.Element:
-        """A member's root. Raises KeyError, or Unreadable if it is damaged or declares entities."""
+        """Return a member's root. Raises KeyError, or Unreadable if it is damaged or declares entities."""
         return parse_xml(self.bytes(name))
 
     def related(self, name: str) -> dict[str, str]:
-        """The members that an Office member refers to: id → name."""
+        """Return the members that an Office member refers to: id → name."""
         folder, base = posixpath.split(name)
         try:
             root = self.xml(f"{folder}/_rels/{base}.rels".lstrip("/"))
@@ -79,7 +79,7 @@ class Archive:
 
 
 def parse_xml(raw: bytes) -> ElementTree.Element:
-    """Raises Unreadable if it is damaged, too deep, or declares entities, which a document never needs."""
+    """Parse XML. Raises Unreadable if it is damaged, too deep, or declares entities, which a document never needs."""
     if any("<!ENTITY".encode(charset) in raw for charset in ("ascii", "utf-16-le", "utf-16-be")):
         raise Unreadable("it declares XML entities")
     parser = ElementTree.XMLParser(target=_BoundedBuilder())  # noqa: S314  # without entities, and bounded
@@ -93,7 +93,7 @@ def parse_xml(raw: bytes) -> ElementTree.Element:
 
 
 class _BoundedBuilder(ElementTree.TreeBuilder):
-    """Raises Unreadable below MAX_DEPTH, so that the tree can be walked by recursion."""
+    """Tree builder that raises Unreadable below MAX_DEPTH, so that recursion can walk the tree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,10 +111,10 @@ class _BoundedBuilder(ElementTree.TreeBuilder):
 
 
 def local_name(element: ElementTree.Element) -> str:
-    """The name without its namespace."""
+    """Return the name without its namespace."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
 def attribute(element: ElementTree.Element, name: str) -> str:
-    """An attribute by its name without namespace; empty if there is none."""
+    """Return an attribute by its name without namespace; empty if there is none."""
     return next((value for key, value in element.attrib.items() if key.rpartition("}")[2] == name), "")

@@ -1,7 +1,8 @@
-"""Decodes bytes to text as browsers do, and guesses where nothing is declared or what is declared is wrong.
+"""Decoder of bytes to text as browsers decode them. It guesses where no charset is declared or the declared one is
+wrong.
 
 Labels are WHATWG's (https://encoding.spec.whatwg.org): "iso-8859-1" is Windows-1252, "gb2312" is GB 18030. A text that
-is mostly valid UTF-8 is UTF-8 with a few bad bytes; what else is not UTF-8 goes to a detector.
+is mostly valid UTF-8 is UTF-8 with a few bad bytes; other texts that are not UTF-8 go to a detector.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Final, NamedTuple
 from adiuva.documents.cleaning import CONTROL_BYTES, MAX_CONTROL_SHARE
 from adiuva.documents.errors import Unreadable
 
-_BOMS: Final = (  # longer ones first: UTF-32's begins with UTF-16's
+_BOMS: Final = (  # longer ones first, because UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Supersets of what WHATWG's labels mean in Python.
+# Python's charsets that contain those that WHATWG's labels mean.
 _SUPERSETS: Final = {"gbk": "gb18030", "big5": "big5hkscs", "iso8859-8": "cp1255"}
 # Python codecs that are not charsets of texts; some are slow.
 _NO_CHARSETS: Final = frozenset(
@@ -42,10 +43,10 @@ _MULTIBYTE: Final = frozenset(
         "cp950",
     }
 )
-# Seven-bit charsets, whose bytes are valid ASCII.
+# Seven-bit charsets. Their bytes are valid ASCII.
 _ESCAPED: Final = ("iso2022", "utf-7", "hz")
 _DETECTED_BYTES: Final = 64 * 1024
-# Guesses that need no second thought.
+# Guesses that need no check.
 _COMMON: Final = (
     "windows-",
     "utf-",
@@ -70,8 +71,8 @@ _BAD: Final = re.compile("[\ufffd]")
 
 
 class Decoded(NamedTuple):
-    """`problem` says in words what of the text is lost, `note` how it was read if
-    that was not plain; both may be empty."""
+    """Decoded text. `problem` says in words which part of the text is lost, `note` how it was read if that was not
+    plain; both may be empty."""
 
     text: str
     problem: str = ""
@@ -79,7 +80,8 @@ class Decoded(NamedTuple):
 
 
 def decode(raw: bytes, declared: str = "") -> Decoded:
-    """The text of some bytes. `declared`: the charset that a header names, if any. Raises Unreadable if none fits."""
+    """Return the text of some bytes. `declared`: the charset that a header names, if any. Raises Unreadable if none
+    fits."""
     for mark, encoding in _BOMS:
         if raw.startswith(mark):
             return Decoded(raw[len(mark) :].decode(encoding, "replace"))
@@ -104,7 +106,7 @@ def decode(raw: bytes, declared: str = "") -> Decoded:
 
 
 def python_codec(label: str) -> str:
-    """Python's codec for a label of WHATWG's, or for one that only Python knows; empty if there is none."""
+    """Return Python's codec for a label of WHATWG's, or for one that only Python knows; empty if there is none."""
     label = label.strip().strip("\"'").lower()
     if not label:
         return ""
@@ -161,7 +163,7 @@ codecs.register_error("adiuva.cp1252", _one_byte)
 
 
 def _mostly_utf8(raw: bytes) -> Decoded | None:
-    """A UTF-8 text with a few bytes that are not, which are read as Windows-1252; None if it is not mostly UTF-8."""
+    """Return a UTF-8 text in which a few bytes are read as Windows-1252; None if it is not mostly UTF-8."""
     sequences = len(_UTF8_SEQUENCE.findall(raw))
     bad = len(raw) - len(raw.decode("utf-8", "ignore").encode())
     if not sequences or bad > sequences:
@@ -174,7 +176,7 @@ def _mostly_utf8(raw: bytes) -> Decoded | None:
 
 
 def _wide(raw: bytes) -> str:
-    """UTF-16 without a byte order mark, where every second byte is often zero; empty if it is not that."""
+    """Return UTF-16 without a byte order mark, in which every second byte is often zero; empty if it is not that."""
     sample = raw[: 4096 & ~1]
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     most = len(sample) // 2
@@ -210,8 +212,8 @@ def _detected(raw: bytes, declared: str) -> Decoded:
 
 
 def _is_plain_western(raw: bytes) -> bool:
-    """Return whether bytes read as Windows-1252 are words of a western language with a few accents: of so few signs, a
-    detector's guess at a rare charset is worth less."""
+    """Return whether bytes read as Windows-1252 are words of a western language with a few accents. With so few signs,
+    a detector's guess at a rare charset is worth less."""
     text = _lenient(raw[:_DETECTED_BYTES], "cp1252")
     letters = sum(map(str.isalpha, text))
     accented = [place for place, sign in enumerate(text) if sign > "\x7f"]

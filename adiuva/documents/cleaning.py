@@ -1,4 +1,4 @@
-"""Normalises every text before a model sees it: one kind of line end, no invisible characters, no encoded data."""
+"""Cleaning of every text before a model sees it: one kind of line end, no invisible characters, no encoded data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from adiuva.documents.errors import Unreadable
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]{0,30}[ -/]{0,5}[@-~]|[@-_])")
 _LINE_ENDS: Final = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # Controls, bidirectional marks, and characters that are never shown: zero-width space, word joiner, byte order mark,
-# soft hyphen, fillers, and the tag characters in which instructions can be hidden. Joiners (U+200C, U+200D) and
-# variation selectors stay, because scripts and emoji need them.
+# soft hyphen, fillers, and the tag characters, which can hide instructions. Joiners (U+200C, U+200D) and variation
+# selectors stay, because scripts and emoji need them.
 _UNSEEN: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
@@ -23,11 +23,11 @@ MAX_CONTROL_SHARE: Final = 0.01
 _DATA_URI: Final = re.compile(
     r"data:(?P<type>[a-zA-Z]{1,20})/[\w.+-]{1,80}(?:;[\w=.+-]{1,60}){0,5},[A-Za-z0-9+/=%_.~!$&;:@-]{40,}"
 )
-# Longer than a word or an address has between two signs, with the lines that go on with it.
+# Longer than a word or an address is between two signs, with the lines that go on with it.
 _RUN: Final = re.compile(
     r"[A-Za-z0-9+/]{160,}={0,2}(?:\n[ \t]?[A-Za-z0-9+/]{40,}={0,2})*(?:\n[ \t]?[A-Za-z0-9+/]{4,}={1,2})?"
 )
-# Four lines or more of it, as in mails and address cards.
+# Four lines or more of encoded data, as in mails and address cards.
 _LINES: Final = re.compile(
     r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{56,159}(?:\n[ \t]?[A-Za-z0-9+/]{56,159}){3,}"
     r"(?:\n[ \t]?(?:[A-Za-z0-9+/]{2,159}={1,2}|(?=[^\n]{0,159}\d)(?=[^\n]{0,159}[A-Z])(?:[A-Za-z0-9+/]{4}){1,39})"
@@ -44,7 +44,7 @@ _MARKS: Final = bytes(
 )
 _LONG_RUN: Final = b"a" * 56
 _ASCII: Final = bytes(range(128))
-# All bytes but those with which the UTF-8 of an unseen character or of a line end begins, except the filler's.
+# All bytes except those that begin the UTF-8 of an unseen character (other than the filler) or of a line end.
 _HARMLESS: Final = bytes(set(range(256)) - set(b"\xc2\xcd\xd8\xe1\xe2\xed\xef\xf3"))
 _FILLER: Final = "\u3164".encode()
 _LOOKED_FOR: Final = re.compile(f"{_UNSEEN.pattern[:-1]}\x85\u2028\u2029]")
@@ -52,10 +52,10 @@ _LEFT_OUT: Final = "[encoded data left out]"
 
 
 def clean(text: str, *, refuse_other_files: bool = False) -> str:
-    """The text with "\\n" as the only line end, without unseen characters, and with encoded data as a word.
+    """Return the text with "\n" as the only line end, without unseen characters, and with encoded data as a word.
 
-    What is clean already costs a few passes over its bytes. Raises Unreadable if `refuse_other_files`, and there are so
-    many control characters that it is no text.
+    A clean text costs a few passes over its bytes. With `refuse_other_files` it raises Unreadable for so many control
+    characters that the bytes are no text.
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -91,7 +91,8 @@ def _as_word(found: re.Match[str]) -> str:
 
 
 def _if_encoded(found: re.Match[str]) -> str:
-    """Encoded data has capitals, small letters and digits in every stretch; a long word or row of signs has not."""
+    """Replace encoded data. It has capitals, small letters and digits in every stretch; a long word or row of signs has
+    not."""
     sample = found[0][:400]
     kinds = (any(map(str.isupper, sample)), any(map(str.islower, sample)), any(map(str.isdigit, sample)))
     return _LEFT_OUT if all(kinds) and len(set(sample)) > 16 else found[0]

@@ -1,6 +1,6 @@
 """Calendars (ICS, RFC 5545) and address cards (VCF, RFC 6350) as text.
 
-Nothing is interpreted, so that a damaged one keeps its words.
+Nothing is interpreted, so a damaged file keeps its words.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _METHODS: Final = {
 
 
 def content_lines_to_text(source: str) -> str:
-    """Events, to-dos and cards as paragraphs, in the order of the file; other components only end them."""
+    """Return events, to-dos and cards as paragraphs, in the order of the file; other components only end them."""
     source = source.replace("\r\n", "\n").replace("\r", "\n")
     if "quoted-printable" in source.lower():
         source = _SOFT_BREAK.sub("", source)

@@ -1,4 +1,4 @@
-"""The extracted text and metadata of a file or message, in the form that devices, mailboxes and agents pass on."""
+"""Extracted text and metadata of a file or message, in the form that devices, mailboxes and agents pass on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 _MAX_VALUE_CHARS: Final = 300
 _MAX_PROBLEMS: Final = 20
-# Where a text's own title and date are looked for.
+# A text's own title and date are searched for within so many characters.
 _BEGINNING_CHARS: Final = 2_000
 _FRONT_MATTER: Final = re.compile(r"\A---\n(.{0,1900}?)\n(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
 _FRONT_VALUE: Final = re.compile(
@@ -29,7 +29,7 @@ _LOCAL_DATE: Final = re.compile(r"(?<!\d)([0-3]?\d)\.[ ]?([01]?\d)\.[ ]?((?:19|2
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """An attachment that is named and not read. `size`: approximate bytes; None if unknown."""
+    """Attachment that is named and not read. `size`: approximate bytes; None if unknown."""
 
     name: str
     type: str
@@ -51,7 +51,7 @@ class Head:
     message_id: str = ""
 
     def lines(self) -> list[tuple[str, str]]:
-        """Names and values for a reader, without the message's id."""
+        """Return names and values for a reader, without the message's id."""
         named = (
             ("Title", self.title),
             ("Date", self.date),
@@ -63,10 +63,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`text` is Markdown or plain text; `kind` the media type that it was read from.
+    """Text of a document with its facts. `text` is Markdown or plain text; `kind` is the media type that it was read
+    from.
 
-    `problems` are sentences about what of it could not be read, `notes` about how it was read where that was not plain;
-    both for the run's journal.
+    `problems` are sentences about parts that could not be read, `notes` about how it was read if that was not plain;
+    both are for the run's journal.
     """
 
     text: str
@@ -77,7 +78,7 @@ class Document:
     notes: tuple[str, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
-        """Everything but the text, for `agent_data`; `from_wire` is its inverse."""
+        """Return everything but the text, for `agent_data`; `from_wire` is its inverse."""
         found: dict[str, Any] = {"type": self.kind}
         for name in ("title", "date", "sender", "recipients", "message_id"):
             if value := getattr(self.head, name):
@@ -91,8 +92,8 @@ class Document:
 
     @classmethod
     def from_wire(cls, text: str, metadata: Mapping[str, Any], name: str = "") -> Document:
-        """From a device's `agent_data`, whatever its client wrote there. What the metadata do not say is looked for at
-        the beginning of the text and in the file's name."""
+        """Return the document of a device's `agent_data`, whatever its client wrote there. If the metadata lack a fact,
+        it is searched for at the beginning of the text and in the file's name."""
         said = {
             name: one_line(metadata[name])
             for name in ("title", "date", "sender", "recipients", "message_id")
@@ -121,14 +122,14 @@ def _sentences(said: object) -> tuple[str, ...]:
 
 
 def one_line(value: object) -> str:
-    """A value on one line and of bounded length; empty if it is no string."""
+    """Return a value on one line and of bounded length; empty if it is no string."""
     return (
         " ".join(value[: 4 * _MAX_VALUE_CHARS].split())[:_MAX_VALUE_CHARS] if isinstance(value, str) else ""
     )
 
 
 def iso_date(value: str) -> str:
-    """A date or time in ISO 8601, from ISO, RFC 5322, or the numbers of a date; empty if there is none in it."""
+    """Return a date or time in ISO 8601, from ISO, RFC 5322, or the numbers of a date; empty if there is none in it."""
     value = value.strip().strip("\"'")
     try:
         return dt.datetime.fromisoformat(value).isoformat() if len(value) > 10 else _date(value)
@@ -152,7 +153,8 @@ def _date(value: str) -> str:
 
 
 def head_of_text(text: str, name: str = "") -> Head:
-    """The head of a note: front matter, its first heading, a date in either, in a line "Date: …", or in the name."""
+    """Return the head of a note: front matter, its first heading, a date in either, in a line "Date: …", or in the
+    name."""
     beginning = text[:_BEGINNING_CHARS]
     front: dict[str, str] = {}
     if matter := _FRONT_MATTER.match(beginning):

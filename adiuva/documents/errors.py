@@ -6,6 +6,7 @@ from adiuva.core.errors import AdiuvaError
 
 
 class Unreadable(AdiuvaError):
-    """A file or message cannot be read. The error's message is the reason, in a few words, for the run's journal."""
+    """Error for a file or message that cannot be read. Its message is the reason, in a few words, for the run's
+    journal."""
 
     code = "unreadable"

@@ -1,4 +1,4 @@
-"""Converts HTML to Markdown-like text, in time proportional to its length; no input raises an error.
+"""Converter from HTML to Markdown-like text, in time proportional to its length; no input raises an error.
 
 Hidden elements are left out; struck text is ~~struck~~; checkboxes are [ ] or [x]; tables of data are rows with bars,
 tables for layout are lines.
@@ -16,8 +16,9 @@ from adiuva.documents.html_tokens import End, Start, Token, tokens
 _SPACE: Final = re.compile(r"[ \t\r\n\v\f]+")
 _LINES_ONLY: Final = re.compile(r"\r\n|[\r\v\f]")
 _MANY_BREAKS: Final = re.compile(r"\n{3,}")
-# Placeholders, which no text contains after _NO_MARKS was applied: the breaks at the start and end of blocks, of which
-# several in a row become one; the start and end of quotations and of struck text; a level of a list; a break in a cell.
+# Placeholders, which no text contains after _NO_MARKS was applied: the breaks at the start and end of blocks, several
+# of which in a row become one; the start and end of quotations and of struck text; a level of a list; a break in a
+# cell.
 _LINE, _PARAGRAPH = "\v", "\f"
 _QUOTE, _UNQUOTE, _STRIKE, _UNSTRIKE = "\x0e", "\x0f", "\x10", "\x11"
 _INDENT, _CELL_BREAK = "\x12", "\x13"
@@ -56,12 +57,12 @@ class Page(NamedTuple):
 
 
 def html_to_text(source: str, *, quotes: bool = False) -> str:
-    """The visible text; see `read_page`."""
+    """Return the visible text; see `read_page`."""
     return read_page(source, quotes=quotes).text
 
 
 def read_page(source: str, *, quotes: bool = False) -> Page:
-    """A page's title and its visible text in lines. `quotes`: quoted text is marked with '>'."""
+    """Return a page's title and its visible text in lines. `quotes`: quoted text gets '>'."""
     found = list(tokens(source))
     reader = _Reader(quotes, hidden_names(found), _data_tables(found))
     for token in found:
@@ -72,7 +73,7 @@ def read_page(source: str, *, quotes: bool = False) -> Page:
 
 @dataclass
 class _Open:
-    """An open element: the marks to write when it ends, and whether hiding ends with it."""
+    """Open element: the marks to write when it ends, and whether hiding ends with it."""
 
     name: str
     after: str = ""
@@ -82,7 +83,8 @@ class _Open:
 
 @dataclass
 class _Table:
-    """`is_data`: shown as rows with bars. `heads`: cells of the row that are headings; `cells`: all of them."""
+    """Open table. `is_data`: shown as rows with bars. `heads`: cells of the row that are headings; `cells`: all of
+    them."""
 
     is_data: bool
     cells: int = 0
@@ -92,7 +94,7 @@ class _Table:
 
 @dataclass
 class _Reader:
-    """Collects the pieces of the text."""
+    """Reader that collects the pieces of the text."""
 
     quotes: bool
     hidden_names: frozenset[str]
@@ -187,7 +189,7 @@ class _Reader:
         return bool(style) and is_hiding(style)
 
     def _shown(self, name: str, said: dict[str, str]) -> str:
-        """Write what an element begins with. Returns what it ends with."""
+        """Write the beginning of an element. Returns its ending."""
         in_row = bool(self._tables) and self._tables[-1].is_data and self._tables[-1].cells > 0
         line, paragraph = (_CELL_BREAK, _CELL_BREAK) if in_row else (_LINE, _PARAGRAPH)
         before = after = ""
@@ -262,7 +264,7 @@ _VOIDS: Final = frozenset(
 
 
 def _checkbox(name: str, said: dict[str, str]) -> bool | None:
-    """Return whether a box is ticked; None for what is no box."""
+    """Return whether a box is ticked; None for an element that is no box."""
     if name == "input" and said.get("type", "").lower() == "checkbox":
         return "checked" in said
     if name == "en-todo":
@@ -276,7 +278,7 @@ def _checkbox(name: str, said: dict[str, str]) -> bool | None:
 
 
 def _data_tables(found: list[Token]) -> list[bool]:
-    """For each table, in order, whether it holds data: several columns, no table inside, no long cells."""
+    """Return for each table, in order, whether it holds data: several columns, no table inside, no long cells."""
     results: list[bool] = []
     open_tables: list[int] = []
     widths: list[list[int]] = []  # for each open table: the cells of its row, and of its widest row
@@ -334,7 +336,7 @@ def _cell_break(found: re.Match[str]) -> str:
 
 
 def _struck(line: str, depth: int) -> tuple[str, int]:
-    """A line with struck text between '~~', and how many elements strike out what follows it."""
+    """Return a line with struck text between '~~', and how many elements strike out what follows it."""
     if not depth and _STRIKE not in line:
         return line.replace(_UNSTRIKE, ""), 0
     pieces: list[str] = []
@@ -355,7 +357,7 @@ def _struck(line: str, depth: int) -> tuple[str, int]:
 
 
 def _marked(text: str) -> str:
-    """Replace the placeholders of quotations: lines inside get '>', and an empty line is put before and after."""
+    """Replace the placeholders of quotations: lines inside get '>', with an empty line before and after."""
     depth = 0
     lines: list[str] = []
     for line in text.split("\n"):

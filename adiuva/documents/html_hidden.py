@@ -1,4 +1,5 @@
-"""Detects what the styles of an HTML page hide: its author does not want it read, and the reader leaves it out."""
+"""Detection of what the styles of an HTML page hide. The reader leaves it out, because its author does not want it
+read."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def is_hiding(style: str) -> bool:
 
 
 def hidden_names(found: list[Token]) -> frozenset[str]:
-    """The classes and ids that the page's own style sheets hide, outside of media queries."""
+    """Return the classes and ids that the page's own style sheets hide, outside of media queries."""
     names: set[str] = set()
     for place, token in enumerate(found):
         if isinstance(token, Start) and token.name == "style" and place + 1 < len(found):

@@ -1,4 +1,4 @@
-"""Splits HTML into texts and tags in one pass, in linear time, and says which tag closes which element.
+"""Splitter of HTML into texts and tags in one pass, in linear time. It says which tag closes which element.
 
 Pages and mails come from strangers. The standard library's parser takes quadratic time on some malformed input, and so
 do Lexbor and html5lib on deeply nested formatting.
@@ -60,12 +60,12 @@ Token = str | Start | End
 
 
 def tokens(source: str) -> Iterator[Token]:
-    """Texts (entities decoded), starts and ends of elements; every start that is no void element has its end.
+    """Yield texts (entities decoded), starts and ends of elements; every start that is no void element has its end.
 
     The texts of style sheets and of the title come between their start and end; those of scripts and comments do not.
     """
     open_names: list[str] = []
-    # How often each name is open, so that a stray end tag is told without a search.
+    # How often each name is open, so that a stray end tag is recognised without a search.
     counts: dict[str, int] = {}
     for token in _raw_tokens(source):
         if isinstance(token, str):
@@ -107,7 +107,7 @@ def _closed(open_names: list[str], counts: dict[str, int], place: int) -> Iterat
 
 
 def _implied(open_names: list[str], counts: dict[str, int], name: str) -> list[str]:
-    """The elements that a start tag ends, which are taken from the open ones."""
+    """Return the elements that a start tag ends, taken from the open ones."""
     if name in _BLOCKS:
         closes, stops = frozenset({"p"}), _SCOPES
         if not counts.get("p"):
@@ -128,7 +128,7 @@ def _implied(open_names: list[str], counts: dict[str, int], name: str) -> list[s
 
 
 def _raw_tokens(source: str) -> Iterator[Token]:
-    """Texts and tags as they are written, before it is known what closes what."""
+    """Yield texts and tags as they are written, before it is known which tag closes which element."""
     # Elements without an end tag; searching for it again each time would take quadratic time.
     endless: set[str] = set()
     position = 0
@@ -168,7 +168,7 @@ def _raw_tokens(source: str) -> Iterator[Token]:
 
 
 def _tag(source: str, opening: int) -> tuple[int, str]:
-    """The position after a tag, and its content: '<' if it is no tag, '' for a comment."""
+    """Return the position after a tag, and its content: '<' if it is no tag, '' for a comment."""
     if source.startswith("<!--", opening):
         over = _COMMENT_END.search(source, opening + 2)
         return (over.end() if over else len(source)), ""

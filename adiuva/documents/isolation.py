@@ -1,7 +1,8 @@
-"""Reads a document in a process of its own, with limits on memory, time and files, so that a hostile one hurts nobody.
+"""Reading of a document in a process of its own, with limits on memory, time and files, so that a hostile one hurts
+nobody.
 
-A small process is started once and forks children that read; see `reader_process`. It gets no environment, and ends by
-itself when it is not used or its parent is gone.
+A small process starts once and forks children that read; see `reader_process`. It gets no environment, and ends by
+itself when nobody uses it or its parent is gone.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ import adiuva
 from adiuva.documents.document import Attachment, Document, Head, one_line
 from adiuva.documents.errors import Unreadable
 
-# Wall-clock time of one document. The CPU time is limited in the child itself.
+# Wall-clock time for one document. The child itself limits its CPU time.
 MAX_SECONDS: Final = 60.0
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 LENGTH_BYTES: Final = 8
-# Documents that are read at once by all threads of a process.
+# So many documents are read at once by all threads of a process.
 SHARED_PROCESSES: Final = min(4, os.cpu_count() or 1)
 _TOO_SLOW: Final = "it takes too much time to read"
 _CRASHED: Final = "it is damaged in a way that stops its reader"
 
 
 class IsolatedReader:
-    """Reads as many documents at once as it has processes; other callers wait. It may be used from any thread."""
+    """Reader of as many documents at once as it has processes; other callers wait. Any thread may use it."""
 
     def __init__(self, *, processes: int = 1, max_seconds: float = MAX_SECONDS) -> None:
         self._max_seconds = max_seconds
-        # Last in, first out: as few processes are started as are needed.
+        # Last in, first out, so that as few processes start as are needed.
         self._idle: queue.LifoQueue[_ReaderProcess] = queue.LifoQueue()
         self._all = [_ReaderProcess() for _ in range(processes)]
         for each in self._all:
             self._idle.put(each)
 
     def read(self, name: str, raw: bytes) -> Document:
-        """Raises Unreadable with the reason, also if the document exceeds a limit or crashes its reader."""
+        """Return the document. Raises Unreadable with the reason, also if it exceeds a limit or crashes its reader."""
         head = orjson.dumps({"name": name, "size": len(raw)})
         request = len(head).to_bytes(LENGTH_BYTES, "big") + head + raw
         process = self._idle.get()
         try:
             answer = process.exchange(request, self._max_seconds)
-            if answer is None:  # it ended because it had nothing to do: a new one reads it
+            if answer is None:  # the process ended because it had nothing to do, so a new one reads
                 answer = process.exchange(request, self._max_seconds)
         finally:
             self._idle.put(process)
@@ -61,20 +62,20 @@ class IsolatedReader:
         return _document(answer)
 
     def stop(self) -> None:
-        """Wait for what is being read, and end the processes."""
+        """Wait for documents that are being read, and end the processes."""
         for process in [self._idle.get() for _ in self._all]:
             process.kill()
             self._idle.put(process)
 
 
 class _ReaderProcess:
-    """One process, started at its first use and again after it has ended. One caller at a time."""
+    """Process that starts at its first use and again after it has ended. One caller at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def exchange(self, request: bytes, max_seconds: float) -> bytes | None:
-        """The answer, or None if the process has ended. Raises Unreadable if it takes too long."""
+        """Return the answer, or None if the process has ended. Raises Unreadable if it takes too long."""
         if self._process is None or self._process.poll() is not None:
             self.kill()
             self._process = self._start()
@@ -137,7 +138,7 @@ _shared_lock = threading.Lock()
 
 
 def shared_reader() -> IsolatedReader:
-    """The reader of this process, made anew after a fork."""
+    """Return the reader of this process, made anew after a fork."""
     global _shared
     with _shared_lock:
         if _shared is None:
@@ -155,14 +156,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def _needed_by_the_system() -> dict[str, str]:
-    """Windows starts nothing without these."""
+    """Return the variables without which Windows starts nothing."""
     return {
         name: os.environ[name] for name in ("SYSTEMROOT", "PATH") if name in os.environ and os.name == "nt"
     }
 
 
 def _read(descriptor: int, size: int, deadline: float) -> bytes:
-    """Exactly `size` bytes. Raises TimeoutError at the deadline, OSError if there are no more."""
+    """Read exactly `size` bytes. Raises TimeoutError at the deadline, OSError if there are no more."""
     pieces: list[bytes] = []
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
@@ -178,7 +179,8 @@ def _read(descriptor: int, size: int, deadline: float) -> bytes:
 
 
 def _document(answer: bytes) -> Document:
-    """Check what the child says, because a hostile document may have taken it over."""
+    """Return the document that the child describes. The answer is checked, because a hostile document may have taken
+    the child over."""
     try:
         said: dict[str, Any] = orjson.loads(answer)
     except orjson.JSONDecodeError:
@@ -201,7 +203,7 @@ def _document(answer: bytes) -> Document:
 
 
 def to_answer(document: Document) -> bytes:
-    """The bytes that `IsolatedReader` understands."""
+    """Return the answer as bytes that `IsolatedReader` understands."""
     head = document.head
     return orjson.dumps(
         {

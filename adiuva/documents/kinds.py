@@ -1,4 +1,4 @@
-"""The kinds of files that are read: by suffix, with the media type and the reader of each."""
+"""Kinds of files that are read: by suffix, with the media type and the reader of each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Reader = Callable[[bytes, str], Document]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`reader`: "module:function" in this package, called with the bytes and the media type.
+    """Kind of file. `reader`: "module:function" in this package, called with the bytes and the media type.
 
-    `isolated`: it is read in a process with limits, because its format is complex enough to hurt its reader.
+    `isolated`: it is read in a process with limits, because its format is complex enough to harm its reader.
     `shares_process`: the process may have read others before, because its reader is Python of our own, which no file
     takes over.
     """
@@ -88,6 +88,6 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     **_kinds("epub:read_epub", epub="application/epub+zip"),
 }
-# Files that hold documents: they are taken apart when a folder is listed.
+# Files that hold documents: listing a folder takes them apart.
 MAILBOXES: Final = frozenset({".mbox"})
 READABLE: Final = frozenset(KINDS) | MAILBOXES

@@ -1,4 +1,4 @@
-"""Reads a mail: the main headers, what its author wrote, forwarded mails, attachments that are text, what it quotes.
+"""Reader of mails: the main headers, what the author wrote, forwarded mails, attachments that are text, quotations.
 
 Mails come from strangers and from forty years of programs. Faults in a mail are noted as problems. Reading one raises
 nothing but Unreadable, and takes time in proportion to its length.
@@ -27,13 +27,14 @@ from adiuva.documents.mail_headers import MAX_HEADER_CHARS, header_line, message
 from adiuva.documents.quotation import mark_quoted, split_quotation
 
 KIND: Final = "message/rfc822"
-# Levels of forwarded mails inside forwarded mails; the characters of all of them, and of attached texts, together.
+# Bounds on levels of forwarded mails inside forwarded mails, and on the characters of all of them and of attached
+# texts.
 _MAX_NESTED: Final = 5
 _MAX_NESTED_CHARS: Final = 100_000
 _MAX_ATTACHMENTS: Final = 100
 _MAX_PROBLEMS: Final = 20
-# Limits on the standard parser's time and memory: it keeps every line and part as an object, and checks every line
-# once for each multipart that it is in.
+# Limits on the standard parser's time and memory: it keeps every line and part as an object, and checks every line once
+# for each multipart around it.
 _MAX_LINES: Final = 500_000
 _MAX_PARTS: Final = 5_000
 _MAX_LINE_CHECKS: Final = 50_000_000
@@ -44,7 +45,7 @@ _CALENDARS: Final = frozenset(
 _TEXTS: Final = frozenset(
     {"text/plain", "text/markdown", "text/x-markdown", "text/csv", "text/tab-separated-values", "text/html"}
 )
-# The kinds of attachments whose type says nothing, or was written by a program that did not know better.
+# Kinds of attachments with a type that says nothing, or that a program without better knowledge wrote.
 _BY_SUFFIX: Final = {
     ".ics": "text/calendar",
     ".vcf": "text/vcard",
@@ -73,13 +74,13 @@ _ADDRESS: Final = re.compile(r"https?://\S+")
 # A plain part that only says where the real text is.
 _STUB: Final = re.compile(r"\b(?:html|browser|navigateur|navegador)\b", re.IGNORECASE)
 _MAX_STUB_WORDS: Final = 60
-# The share of one form's words that stand in the other, from which on they say the same.
+# Two forms of a text say the same if this share of one form's words stands in the other.
 _SAME_SHARE: Final = 0.6
 _MARKED: Final = re.compile(r"~~\S|^\s*(?:[-*] )?\[x\]", re.MULTILINE)
 
 
 class _ShortHeaders(Compat32):
-    """Truncates headers on reading: extracting a parameter takes time quadratic in the header's length."""
+    """Policy that truncates headers on reading: extracting a parameter takes time quadratic in the header's length."""
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         name, value = super().header_source_parse(sourcelines)
@@ -88,7 +89,7 @@ class _ShortHeaders(Compat32):
 
 @dataclass
 class _Found:
-    """The texts and attachments collected while the parts of one mail are read."""
+    """Texts and attachments that are collected while the parts of one mail are read."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -120,7 +121,7 @@ def read_eml(raw: bytes, kind: str) -> Document:
 
 
 def read_mail_bytes(raw: bytes) -> Document:
-    """Raises Unreadable if there is nothing to read."""
+    """Read the bytes of a mail. Raises Unreadable if there is nothing to read."""
     return read_mail(parse_message(raw))
 
 
@@ -175,8 +176,7 @@ def read_mail(message: Message) -> Document:
 
 
 def is_read(kind: str, name: str) -> bool:
-    """Return whether an attachment of this media type and name is read, so that a
-    provider need be asked for its content."""
+    """Return whether an attachment of this media type and name is read, so that its content has to be fetched."""
     kind = _kind(kind.lower(), name)
     return kind in _TEXTS or kind in _CALENDARS or kind in _SIGNED or kind == KIND
 
@@ -191,13 +191,13 @@ def _kind(kind: str, name: str) -> str:
 
 
 def attachments_to_text(attachments: Iterable[Attachment]) -> str:
-    """A list of the attachments; empty if there are none."""
+    """Return a list of the attachments as text; empty if there are none."""
     names = "\n".join(f"- {item.name} ({item.type})" for item in attachments)
     return names and f"Attachments:\n{names}"
 
 
 class _PartFactory:
-    """Creates the parts of one mail. Raises Unreadable for more than _MAX_PARTS."""
+    """Factory for the parts of one mail. Raises Unreadable for more than _MAX_PARTS."""
 
     def __init__(self) -> None:
         self._made = 0
@@ -277,8 +277,8 @@ def _leaf(part: Message, kind: str, found: _Found, depth: int, *, is_root: bool)
 
 
 def _alternatives(children: list[Message], found: _Found, depth: int) -> str:
-    """Choose among the forms of one text: the plain one, unless the other says more;
-    both if each says something of its own."""
+    """Return one of the forms of a text: the plain one, unless the other says more; both if each says something of its
+    own."""
     texts = [(child.get_content_type(), _body(child, found, depth)) for child in children]
     said = [(kind, text) for kind, text in texts if text.strip()]
     plain = next((text for kind, text in said if kind == "text/plain"), "")
@@ -329,7 +329,7 @@ def _forwarded(message: Message, found: _Found, depth: int) -> None:
 
 
 def _attached_mail(part: Message, name: str, found: _Found, depth: int) -> str:
-    """A mail that is attached as a file."""
+    """Return a mail that is attached as a file."""
     raw, problem = content_bytes(part)
     found.note(problem)
     if raw.strip():
@@ -359,7 +359,7 @@ def _list_attachment(part: Message, name: str, kind: str, found: _Found) -> None
 
 
 def _size(part: Message) -> int | None:
-    """The approximate bytes of a part: of its content, or else of its `size` parameter (RFC 2183, 2.7)."""
+    """Return the approximate bytes of a part: of its content, or else of its `size` parameter (RFC 2183, 2.7)."""
     payload = part.get_payload()
     if isinstance(payload, str) and payload:
         is_base64 = str(part.get("Content-Transfer-Encoding", "")).strip().lower() == "base64"

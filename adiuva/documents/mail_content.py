@@ -1,4 +1,4 @@
-"""Decodes one part of a mail: the transfer encoding, flowed text, and the wrapping of PGP and S/MIME signatures."""
+"""Decoder of one part of a mail: the transfer encoding, flowed text, and the wrapping of PGP and S/MIME signatures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_DER_ITEMS: Final = 10_000
 
 
 def content_bytes(part: Message) -> tuple[bytes, str]:
-    """A part's bytes, and a problem in words ("" if none). Broken encodings give what can be had of them."""
+    """Return a part's bytes, and a problem in words ("" if none). A broken encoding gives as much as can be decoded."""
     encoding = str(part.get("Content-Transfer-Encoding", "")).strip().strip("\"'").lower()
     if encoding == "base64":
         payload = part.get_payload()
@@ -44,17 +44,17 @@ def content_bytes(part: Message) -> tuple[bytes, str]:
 
 
 def _base64(raw: bytes) -> tuple[bytes, str]:
-    """Base64 up to a line that is something else, such as a mailing list's footer, which stays as it is."""
+    """Decode base64 up to a line that is something else, such as a mailing list's footer, which stays as it is."""
     encoded, rest = raw, b""
     if _NO_BASE64.search(raw):
         lines = raw.split(b"\n")
         end = next(
             (number for number, line in enumerate(lines) if line.strip() and not _BASE64_LINE.match(line)), 0
         )
-        # A blank line before it belongs to it; a lone word after a blank line may look like base64.
+        # A blank line before the footer belongs to it; a lone word after a blank line may look like base64.
         while end and not lines[end - 1].strip():
             end -= 1
-        if end:  # otherwise it is damaged, and what is no base64 in it counts for nothing
+        if end:  # otherwise it is damaged, and other characters in it count for nothing
             encoded, rest = b"\n".join(lines[:end]), b"\n".join(lines[end:]).strip()
     encoded = re.sub(rb"[^A-Za-z0-9+/]", b"", encoded)
     encoded = encoded[: len(encoded) - (len(encoded) % 4 == 1)]
@@ -66,7 +66,7 @@ def _base64(raw: bytes) -> tuple[bytes, str]:
 
 
 def without_pgp(text: str) -> tuple[str, str]:
-    """A text without the wrapping of a signature, and a problem if a part of it is encrypted."""
+    """Return a text without the wrapping of a signature, and a problem if a part of it is encrypted."""
     if "-----BEGIN PGP" not in text:
         return text, ""
     plain = _PGP_SIGNATURE.sub("", _PGP_SIGNED.sub("", text))
@@ -76,7 +76,7 @@ def without_pgp(text: str) -> tuple[str, str]:
 
 
 def unflow(text: str, *, delete_space: bool) -> str:
-    """A text of `format=flowed` (RFC 3676) with its paragraphs on one line each."""
+    """Return a text of `format=flowed` (RFC 3676) with each paragraph on one line."""
     lines: list[str] = []
     joins, last_depth = False, 0
     for line in text.split("\n"):
@@ -93,7 +93,7 @@ def unflow(text: str, *, delete_space: bool) -> str:
 
 
 def unwrap_signed(der: bytes) -> bytes | None:
-    """The content of S/MIME signed data (RFC 5652), not verified; None if it is encrypted or something else."""
+    """Return the content of S/MIME signed data (RFC 5652), not verified; None if it is encrypted or something else."""
     try:
         outer = _children(der, 0, len(der))
         if len(outer) != 1:
@@ -127,7 +127,7 @@ def _octets(der: bytes, items: list[tuple[int, int, int]]) -> bytes:
 
 
 def _children(der: bytes, start: int, end: int) -> list[tuple[int, int, int]]:
-    """The items between two places: tag, start and end of the content. Raises ValueError or IndexError."""
+    """Yield the items between two places: tag, start and end of the content. Raises ValueError or IndexError."""
     found: list[tuple[int, int, int]] = []
     place = start
     while place < end and len(found) < _MAX_DER_ITEMS:

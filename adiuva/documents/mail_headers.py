@@ -22,7 +22,7 @@ _MESSAGE_ID: Final = re.compile(r"<?([^<>\s]{1,250}@[^<>\s]{1,250}|[^<>\s@]{8,25
 
 
 def shown_headers(message: Message) -> dict[str, str]:
-    """The shown headers, always in the same order; of repeated ones the first."""
+    """Return the shown headers, always in the same order; of repeated ones the first."""
     found: dict[str, str] = {}
     wanted = {name.lower(): name for name in SHOWN}
     for name, value in message.raw_items():
@@ -33,7 +33,7 @@ def shown_headers(message: Message) -> dict[str, str]:
 
 
 def message_id(message: Message) -> str:
-    """The mail's own id without angle brackets; empty if it has none that could be told from another mail's."""
+    """Return the mail's own id without angle brackets; empty if it has none that differs from other mails'."""
     for name, value in message.raw_items():
         if name.lower() == "message-id":
             found = _MESSAGE_ID.search(header_line(str(value)))
@@ -42,7 +42,7 @@ def message_id(message: Message) -> str:
 
 
 def header_line(value: str) -> str:
-    """A header's value on one line, with encoded words (RFC 2047) and raw bytes decoded."""
+    """Return a header's value on one line, with encoded words (RFC 2047) and raw bytes decoded."""
     value = value[:MAX_HEADER_CHARS]
     if not value.isascii():  # raw 8-bit bytes, which the parser keeps as surrogates
         value = _text(value.encode("utf-8", "surrogateescape"), "")
@@ -52,7 +52,8 @@ def header_line(value: str) -> str:
 
 
 def _decode_words(value: str) -> str:
-    """Adjacent words of one charset are joined before decoding, since a character may be split between them."""
+    """Decode encoded words. Adjacent words of one charset are joined first, since a character may be split between
+    them."""
     pieces: list[str] = []
     held, held_charset, position = b"", "", 0
     for word in _ENCODED_WORD.finditer(value):

@@ -1,4 +1,4 @@
-"""Takes an mbox file apart: each of its mails is a document of its own. Reading them is for others."""
+"""Splitter of mbox files: each mail is a document of its own, which other modules read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import BinaryIO, Final
 _HEADER: Final = re.compile(rb"[!-9;-~]{1,100}:|From |>From ")
 _ESCAPED: Final = re.compile(rb"^>(?=>*From )", re.MULTILINE)
 _LINE_BYTES: Final = 1024 * 1024
-# Names of mails have no digits, which could look like a date.
+# Names of mails have no digits, because these could look like a date.
 _LETTERS: Final = str.maketrans("0123456789", "ghijklmnop")
 
 
 @dataclass(frozen=True, slots=True)
 class MailInFile:
-    """A mail of an mbox file: where it lies, and the hash of what `mail_bytes` makes of it."""
+    """Mail of an mbox file: its place, and the hash of what `mail_bytes` makes of it."""
 
     start: int
     size: int
@@ -26,12 +26,13 @@ class MailInFile:
 
     @property
     def name(self) -> str:
-        """The same for the same mail, wherever in the file it lies."""
+        """Return a name that stays the same for the same mail, wherever in the file it is."""
         return f"{self.sha256[:16].translate(_LETTERS)}.eml"
 
 
 def mails_of_mbox(file: BinaryIO, most: int) -> tuple[list[MailInFile], int]:
-    """The last `most` mails, each once, and how many there were before them. It reads the file once, in pieces."""
+    """Return the last `most` mails, each once, and how many there were before them. It reads the file once, in
+    pieces."""
     found: deque[MailInFile] = deque(maxlen=most)
     seen: set[str] = set()
     count = 0
@@ -44,7 +45,7 @@ def mails_of_mbox(file: BinaryIO, most: int) -> tuple[list[MailInFile], int]:
 
 
 def mail_bytes(raw: bytes) -> bytes:
-    """A mail as it was before it was put into an mbox file, which marks its lines that look like the next mail's."""
+    """Return a mail as it was before it was put into an mbox file, which marks lines that look like the next mail's."""
     return _ESCAPED.sub(b"", raw)
 
 

@@ -1,4 +1,4 @@
-"""Reads Office's documents: DOCX, PPTX, XLSX and XLS (and ODS, which the same library reads), RTF."""
+"""Readers of Office's documents: DOCX, PPTX, XLSX and XLS (and ODS, which the same library reads), RTF."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _RTF_INFO: Final = re.compile(r"\{\\title ([^{}]{1,300})\}")
 
 
 def read_docx(raw: bytes, kind: str) -> Document:
-    """By way of HTML: headings, lists, tables, struck text, notes; what tracked changes deleted is left out."""
+    """Read a DOCX by way of HTML: headings, lists, tables, struck text, notes. Text that tracked changes deleted is
+    left out."""
     import mammoth
 
     archive = Archive(raw)
@@ -47,7 +48,7 @@ def read_docx(raw: bytes, kind: str) -> Document:
 
 
 def read_pptx(raw: bytes, kind: str) -> Document:
-    """Each slide under a heading, with its tables and its notes."""
+    """Read each slide under a heading, with its tables and its notes."""
     archive = Archive(raw)
     slides = _slides(archive)
     shown: list[str] = []
@@ -70,7 +71,7 @@ def read_pptx(raw: bytes, kind: str) -> Document:
 
 
 def _slides(archive: Archive) -> list[str]:
-    """The slides' members in the order of the presentation; those it does not name, by number."""
+    """Return the slides' members in the order of the presentation; those it does not name, by number."""
     found = sorted(
         (name for name in archive.names if re.fullmatch(r"ppt/slides/[^/]+\.xml", name)),
         key=lambda name: (int(match[1]) if (match := _NUMBER.search(name)) else 0, name),
@@ -90,12 +91,12 @@ def _slides(archive: Archive) -> list[str]:
 
 
 def attribute_of_relationship(element: ElementTree.Element) -> str:
-    """The `r:id` of an element, which may also have an `id`."""
+    """Return the `r:id` of an element, which may also have an `id`."""
     return next((value for key, value in element.attrib.items() if key.endswith("relationships}id")), "")
 
 
 def _drawn(root: ElementTree.Element) -> Iterator[str]:
-    """The lines of a slide: paragraphs, and the rows of tables."""
+    """Yield the lines of a slide: paragraphs, and the rows of tables."""
     inside_tables: set[ElementTree.Element] = set()
     for element in root.iter():
         name = local_name(element)
@@ -131,7 +132,7 @@ def _paragraph(paragraph: ElementTree.Element) -> str:
 
 
 def read_sheets(raw: bytes, kind: str) -> Document:
-    """Each visible sheet under a heading, its rows with bars between the cells."""
+    """Read each visible sheet under a heading, its rows with bars between the cells."""
     import python_calamine
 
     try:
@@ -194,13 +195,13 @@ def read_rtf(raw: bytes, kind: str) -> Document:
         raise Unreadable("it is damaged") from error
     if not text.strip():
         raise Unreadable("there is no text in it")
-    # Cells end with a bar; so does the last one of a row.
+    # Cells end with a bar, including the last one of a row.
     lines = "\n".join(line.rstrip().removesuffix("|").replace("|", " | ") for line in text.split("\n"))
     return Document(clean(lines), kind, Head(title=one_line(title[1]) if title else ""))
 
 
 def _core_head(archive: Archive) -> Head:
-    """Title, author and date of an Office document, from its properties."""
+    """Return title, author and date of an Office document, from its properties."""
     try:
         root = archive.xml("docProps/core.xml")
     except (KeyError, Unreadable):

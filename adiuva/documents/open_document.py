@@ -1,4 +1,4 @@
-"""Reads OpenDocument texts and presentations (ODT, ODP)."""
+"""Readers of OpenDocument texts and presentations (ODT, ODP)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Writer:
         self._struck, self._lines = struck, lines
 
     def block(self, element: ElementTree.Element, level: int) -> None:
-        """The lines of everything inside; `level`: of lists around it. Depth is bounded by the archive's reader."""
+        """Return the lines of everything inside; `level`: of lists around it. The archive's reader bounds the depth."""
         for child in element:
             name = local_name(child)
             if name in _LEFT_OUT:
@@ -78,7 +78,7 @@ class _Writer:
         return "; ".join(line.strip() for line in lines if line.strip())
 
     def words(self, element: ElementTree.Element) -> str:
-        """The text of a paragraph; frames and notes inside it, too."""
+        """Return the text of a paragraph, including frames and notes inside it."""
         pieces = [element.text or ""]
         for child in element:
             name = local_name(child)

@@ -1,4 +1,4 @@
-"""Reads Outlook's MSG files: put together as a mail, and read like every other."""
+"""Reader of Outlook's MSG files. It composes a mail, and reads that like every other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAX_ATTACHED: Final = 10
 
 
 def read_msg(raw: bytes, kind: str) -> Document:
-    """Raises Unreadable."""
+    """Read an MSG file. Raises Unreadable."""
     import oxmsg
 
     try:
@@ -44,7 +44,7 @@ def read_msg(raw: bytes, kind: str) -> Document:
 
 
 def _as_mail(found: oxmsg.Message) -> Message:
-    """Make a mail of a message: what the sender's headers lack is taken from its properties."""
+    """Make a mail of a message. Its properties fill in what the sender's headers lack."""
     headers = HeaderParser().parsestr(found.properties.str_prop_value(_TRANSPORT_HEADERS) or "")
     said = {name: str(headers[name]) for name in _HEADERS if headers[name]}
     sent = found.sent_date
@@ -72,8 +72,8 @@ def _as_mail(found: oxmsg.Message) -> Message:
 
 
 def _attached(attachment: Attachment, number: int) -> Message:
-    """Make a part of an attachment: its content if its kind is read, up to the bounds
-    of other mails; else its name and size."""
+    """Make a part of an attachment: its content if its kind is read, up to the bounds of other mails; else its name and
+    size."""
     name = " ".join((attachment.file_name or "").split())
     said = attachment.mime_type or ""
     kind = said if "/" in said else "application/octet-stream"

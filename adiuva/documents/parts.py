@@ -1,7 +1,7 @@
-"""Cuts a long text into parts for a model: between items, never inside one, and each part knows its document.
+"""Cutter of a long text into parts for a model: between items, never inside one. Each part knows its document.
 
 An item is a heading, a paragraph, a list item with the lines that belong to it, a row of a table, or a block of code.
-The texts of the parts, joined, are the text.
+The texts of the parts, joined, are the whole text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from adiuva.documents.document import Head, one_line
 
 _MAX_CONTEXT_CHARS: Final = 1_200
 _MAX_LINE_CHARS: Final = 200
-# Headings and blank lines in a row that move to the next part together with what they stand above.
+# So many headings and blank lines in a row move to the next part together with what they stand above.
 _MOVED_HEADINGS: Final = 12
 # A head that stands within this many characters of the text is not repeated in the first part.
 _BEGINNING_CHARS: Final = 2_000
@@ -28,7 +28,7 @@ _INDENT: Final = re.compile(r"[ \t]*")
 _SENTENCE_END: Final = re.compile(r"[.!?…](?=\s)|[。！？]")
 _SEPARATED: Final = frozenset({"text/csv", "text/tab-separated-values"})
 
-# What a heading, list item, underline, fence or row begins with, besides a digit.
+# The beginnings of a heading, list item, underline, fence or row, besides a digit.
 _MARKS: Final = frozenset("#`~-*+•◦▪–([=|")
 
 Shape = Literal["heading", "item", "row", "text", "blank"]
@@ -37,8 +37,8 @@ Look = Literal["blank", "plain", "marked"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`text` begins at the character `start` of the document. `context` says, in lines, what of the document is needed
-    to understand this part and does not stand in it; it is empty where nothing is."""
+    """Part of a text. `text` begins at the character `start` of the document. `context` has the lines of the document
+    that are needed to understand this part and are not in it; it is empty if none are."""
 
     number: int
     count: int
@@ -48,7 +48,7 @@ class Part:
 
 
 class _Unit(NamedTuple):
-    """One item. `depth`: a heading's level, or a list item's indentation."""
+    """Item of a text. `depth`: a heading's level, or a list item's indentation."""
 
     start: int
     end: int
@@ -57,8 +57,9 @@ class _Unit(NamedTuple):
 
 
 def cut_into_parts(text: str, *, most_chars: int, head: Head | None = None, kind: str = "") -> list[Part]:
-    """Parts of at most `most_chars`; none for a text without words. Only an item that is longer by itself is cut, at
-    the end of a sentence, line or word. `kind`: the media type, which tells tables of separated values."""
+    """Return parts of at most `most_chars`; none for a text without words. It cuts only an item that is longer by
+    itself, at the end of a sentence, line or word. `kind`: the media type, which identifies tables of separated
+    values."""
     if not text.strip():
         return []
     head = head or Head()
@@ -77,7 +78,7 @@ def cut_into_parts(text: str, *, most_chars: int, head: Head | None = None, kind
 
 
 def _units(text: str, *, is_table: bool) -> list[_Unit]:
-    """The items in order; together they are the whole text. Blank lines are items of their own."""
+    """Yield the items in order; together they are the whole text. Blank lines are items of their own."""
     lines, looks = _lines(text)
     if is_table:
         return _records(text, lines)
@@ -114,9 +115,9 @@ def _units(text: str, *, is_table: bool) -> list[_Unit]:
 
 
 def _lines(text: str) -> tuple[list[tuple[int, int]], list[Look]]:
-    """Find where lines begin and end, and what each may be at a glance: most are plain, and not looked at again.
+    """Find where lines begin and end, and what each may be at a glance: most lines are plain, and need no second look.
 
-    Behind the last one stands a blank that is no line.
+    A blank that is no line follows the last one.
     """
     found: list[tuple[int, int]] = []
     looks: list[Look] = []
@@ -142,7 +143,7 @@ def _lines(text: str) -> tuple[list[tuple[int, int]], list[Look]]:
 
 
 def _marked_unit(text: str, lines: list[tuple[int, int]], number: int) -> _Unit | None:
-    """A block of code, a heading or a table's row that begins with this line."""
+    """Return a block of code, a heading or a table's row that begins with this line."""
     start, end = lines[number]
     line = text[start:end].rstrip("\n")
     if fence := _FENCE.match(line):
@@ -183,7 +184,7 @@ def _is_row(text: str, lines: list[tuple[int, int]], number: int) -> bool:
 
 
 def _records(text: str, lines: list[tuple[int, int]]) -> list[_Unit]:
-    """The rows of separated values; a quoted value may contain line ends."""
+    """Yield the rows of separated values; a quoted value may contain line ends."""
     units: list[_Unit] = []
     start, quotes = 0, 0
     for begin, end in lines:
@@ -191,7 +192,7 @@ def _records(text: str, lines: list[tuple[int, int]]) -> list[_Unit]:
         if quotes % 2 == 0:
             units.append(_Unit(start, end, "row" if text[start:end].strip() else "blank"))
             start = end
-    if start < len(text):  # a quote that is never closed: its lines are rows
+    if start < len(text):  # lines of a quote that is never closed are rows
         units += [_Unit(begin, end, "row") for begin, end in lines if begin >= start]
     return units
 
@@ -200,9 +201,9 @@ def _records(text: str, lines: list[tuple[int, int]]) -> list[_Unit]:
 
 
 def _pack(text: str, units: list[_Unit], most: int) -> list[tuple[int, int]]:
-    """The places where the text is cut, as pairs of start and end."""
+    """Return the places where the text is cut, as pairs of start and end."""
     pieces: list[tuple[int, int]] = []
-    start, first = 0, 0  # where the part that is being filled starts: its character, its first unit
+    start, first = 0, 0  # the start of the part that is being filled: its character, its first unit
     for place, unit in enumerate(units):
         if unit.end - start <= most:
             continue
@@ -222,8 +223,8 @@ def _pack(text: str, units: list[_Unit], most: int) -> list[tuple[int, int]]:
 
 
 def _best_end(units: list[_Unit], first: int, place: int, start: int, most: int) -> int:
-    """The unit before which to end a part: a heading if one is in the part's second half, else after a blank line in
-    its last quarter, else the one that no longer fits. A heading is never a part's last item."""
+    """Return the unit before which to end a part: a heading if one is in the part's second half, else after a blank
+    line in its last quarter, else the one that no longer fits. A heading is never a part's last item."""
     for share, shape in ((2, "heading"), (4, "blank")):
         for number in range(place, first, -1):
             if units[number].start - start < most - most // share:
@@ -249,7 +250,7 @@ def _before_headings(units: list[_Unit], first: int, place: int) -> int:
 
 
 def _without_blank(text: str, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pieces of nothing but space are added to the one before them, or to the first."""
+    """Add pieces of nothing but space to the one before them, or to the first."""
     found: list[tuple[int, int]] = []
     for start, end in pieces:
         if not text[start:end].strip() and found:
@@ -276,7 +277,7 @@ def _sentence_end(text: str, least: int, most: int) -> int:
 
 
 class _Above:
-    """The headings, list items and the table's head row above places of a text, which are asked for in order."""
+    """Headings, list items and the table's head row above places of a text, which are asked for in order."""
 
     def __init__(self, text: str, units: list[_Unit]) -> None:
         self._text, self._units, self._next = text, units, 0

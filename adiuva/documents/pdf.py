@@ -1,4 +1,5 @@
-"""Reads PDF with PDFium, which repairs damaged files. Pages that are only pictures are reported: there is no OCR."""
+"""Reader of PDF with PDFium, which repairs damaged files. Pages that are only pictures are reported: there is no
+OCR."""
 
 from __future__ import annotations
 

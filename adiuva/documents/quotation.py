@@ -1,7 +1,7 @@
-"""Separates what a mail's author wrote from what the mail quotes. The two parts together are the whole text.
+"""Separation of what a mail's author wrote from what the mail quotes. The two parts together are the whole text.
 
 Mail programs mark a quotation in three ways: with '>' before each line, with a line that says who wrote when, or with
-the headers of the older mail. If an author answers between quoted lines, the text is left as it is, because its order
+the headers of the older mail. If an author answers between quoted lines, the text stays as it is, because its order
 matters.
 """
 
@@ -17,7 +17,7 @@ _WROTE: Final = re.compile(
     r"\b(?:wrote|schrieb|écrit|escribió|scritto|escreveu|schreef|skrev|napisał)\b.{0,80}:",
     re.IGNORECASE,
 )
-# Sufficient where lines with '>' follow: a word for "wrote", or an address in any language.
+# Sufficient if lines with '>' follow: a word for "wrote", or an address in any language.
 _WROTE_SHORT: Final = re.compile(
     r".{1,200}\b(?:wrote|writes|schrieb|schreibt|a écrit|escribió|ha scritto|escreveu|schreef|skrev|napisał(?:\(a\))?"
     r"|napsal(?:\(a\))?|kirjoitti|написал(?:\(а\)|а)?|пишет|yazdı)\s?:"
@@ -59,7 +59,7 @@ _FORWARD: Final = re.compile(
 
 
 def split_quotation(body: str, subject: str = "") -> tuple[str, str]:
-    """The author's own text and the quoted text, which is empty if there is none or it cannot be separated.
+    """Return the author's own text and the quoted text, which is empty if there is none or it cannot be separated.
 
     Nothing in a forwarded mail counts as quoted: its sender wants it to be read.
     """
@@ -75,12 +75,12 @@ def split_quotation(body: str, subject: str = "") -> tuple[str, str]:
 
 
 def mark_quoted(quoted: str) -> str:
-    """The text with '>' before each line that has none yet."""
+    """Return the text with '>' before each line that has none yet."""
     return "\n".join(line if line.startswith(">") else f"> {line}".rstrip() for line in quoted.split("\n"))
 
 
 def _quotation(lines: list[str]) -> tuple[int, int]:
-    """First and last line (exclusive) of the only quotation; equal if there is none, or several."""
+    """Return the first and last line (exclusive) of the only quotation; equal if there is none, or several."""
     for number, line in enumerate(lines):
         if len(line) > _MAX_MARK_CHARS or line.startswith(">"):
             continue
@@ -101,7 +101,7 @@ def _quotation(lines: list[str]) -> tuple[int, int]:
 
 
 def _with_line_above(lines: list[str], number: int) -> int:
-    """Move the start of a quotation up to the line that is drawn above it, if there is one."""
+    """Move the start of a quotation up to the line drawn above it, if there is one."""
     above = number - 1
     while above >= 0 and not lines[above].strip():
         above -= 1
@@ -109,7 +109,7 @@ def _with_line_above(lines: list[str], number: int) -> int:
 
 
 def _blocks(lines: list[str]) -> list[tuple[int, int]]:
-    """Consecutive lines with '>', including empty lines between them."""
+    """Return consecutive lines with '>', including empty lines between them."""
     found: list[tuple[int, int]] = []
     for number, line in enumerate(lines):
         if not line.startswith(">"):

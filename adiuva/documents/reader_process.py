@@ -1,9 +1,9 @@
-"""The process in which documents are read: `python -m adiuva.documents.reader_process`.
+"""Process in which documents are read: `python -m adiuva.documents.reader_process`.
 
 It reads requests from its standard input and hands each to a forked child, which limits itself, reads the document and
-answers. A child that reads by a library reads one document. One that reads by Python of our own goes on, since a fork
-takes milliseconds, in some containers twenty. This process never looks into a document. Where there is no fork, it
-reads one document itself and ends.
+answers. A child that reads with a library reads one document. A child that reads with our own Python goes on, since a
+fork takes milliseconds, in some containers twenty. This process never looks into a document. Without fork, it reads one
+document itself and ends.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MAX_MEMORY_BYTES: Final = 1024 * 1024 * 1024
 _MAX_FILES: Final = 64
 MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
 _IDLE_SECONDS: Final = 60.0
-# Documents after which a child is replaced, with whatever memory it has taken.
+# A child is replaced after so many documents, to free whatever memory it has taken.
 _MAX_READS: Final = 500
-# Libraries that take long to import: before the fork, so that it happens once.
+# Libraries that take long to import, so they are imported once, before the fork.
 _LIBRARIES: Final = {
     "pdf:read_pdf": "pypdfium2",
     "office:read_docx": "mammoth",
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _next(descriptor: int) -> bytes | None:
-    """The next request's head; None if there will be none."""
+    """Return the next request's head; None if there will be none."""
     if hasattr(os, "fork") and not select.select([descriptor], [], [], _IDLE_SECONDS)[0]:
         return None
     first = os.read(descriptor, LENGTH_BYTES)
@@ -101,7 +101,7 @@ def _exactly(descriptor: int, size: int) -> bytes:
 
 
 class _Child:
-    """A forked process with limits that reads documents, one after the other."""
+    """Forked process with limits that reads documents, one after the other."""
 
     def __init__(self) -> None:
         reading, self._requests = os.pipe()
@@ -120,7 +120,7 @@ class _Child:
         os.close(writing)
 
     def read(self, name: str, raw: bytes) -> bytes:
-        """The answer; a refusal if the document ended the process, after which it is of no more use."""
+        """Return the answer; a refusal if the document ended the process, which is then of no more use."""
         head = name.encode()
         request = b"".join(len(each).to_bytes(LENGTH_BYTES, "big") + each for each in (head, raw))
         with suppress(BrokenPipeError):
@@ -143,14 +143,14 @@ class _Child:
         return answer
 
     def end(self) -> int:
-        """Let it end, and return its exit code: less than zero if it was a signal."""
+        """Let the child end, and return its exit code: less than zero if a signal ended it."""
         self.has_ended = True
         os.close(self._requests)
         os.close(self._answers)
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
     def _some(self, size: int) -> bytes:
-        """That many bytes, or fewer if it has ended."""
+        """Return that many bytes, or fewer if the child has ended."""
         pieces: list[bytes] = []
         while size > 0 and (piece := os.read(self._answers, min(size, 1 << 20))):
             pieces.append(piece)
@@ -159,7 +159,7 @@ class _Child:
 
 
 def _serve(reading: int, writing: int) -> None:
-    """In the child: answer requests until there are none."""
+    """Answer requests in the child until there are none."""
     # The child shares the standard streams, which belong to the protocol, and another child's pipes.
     nothing = os.open(os.devnull, os.O_RDWR)
     places = [os.dup(descriptor) for descriptor in (nothing, nothing, nothing, reading, writing)]
@@ -180,7 +180,7 @@ def _serve(reading: int, writing: int) -> None:
 
 
 def _limit() -> None:
-    """Limits on memory and files of this process; no file can be written, no core is dumped."""
+    """Limit memory and files of this process; it can write no file and dumps no core."""
     for name, most in (
         ("RLIMIT_AS", MAX_MEMORY_BYTES),
         ("RLIMIT_FSIZE", 0),
@@ -192,14 +192,15 @@ def _limit() -> None:
 
 
 def _limit_cpu() -> None:
-    """From now on, this process has MAX_CPU_SECONDS."""
+    """Give this process MAX_CPU_SECONDS from now on."""
     most = int(time.process_time()) + 1 + MAX_CPU_SECONDS
     with suppress(ValueError, OSError, AttributeError):
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _read(kind: Kind, raw: bytes) -> bytes:
-    """Raises whatever a library does on damage, which ends this process: its message may quote the document."""
+    """Read a document. Raises whatever a library does on damage, which ends this process: its message may quote the
+    document."""
     try:
         document = kind.load()(raw, kind.type)
         if len(document.text) > MAX_TEXT_CHARS:

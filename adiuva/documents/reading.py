@@ -1,4 +1,4 @@
-"""Reads a file to a document, by its suffix: text here, every other kind in a process of its own."""
+"""Reader of a file to a document, by its suffix: text in this process, every other kind in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adiuva.documents.kinds import KINDS
 
 
 def read_document(name: str, raw: bytes) -> Document:
-    """Blocks for at most isolation.MAX_SECONDS. Raises Unreadable with the reason."""
+    """Read a document. Blocks for at most isolation.MAX_SECONDS. Raises Unreadable with the reason."""
     kind = KINDS.get(PurePosixPath(name).suffix.lower())
     if kind is None:
         raise Unreadable("this kind of file cannot be read yet")

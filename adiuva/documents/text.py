@@ -50,7 +50,7 @@ def read_content_lines(raw: bytes, kind: str) -> Document:
 
 
 def read_subtitles(raw: bytes, kind: str) -> Document:
-    """Captions and transcripts: what is said, one cue a line, with the speaker's name where it is given."""
+    """Return captions and transcripts: what is said, one cue a line, with the speaker's name if it is given."""
     decoded = _decoded(raw)
     lines: list[str] = []
     for block in re.split(r"\n[ \t]*\n", decoded.text):
@@ -78,7 +78,7 @@ def read_html(raw: bytes, kind: str) -> Document:
 
 
 def read_enex(raw: bytes, kind: str) -> Document:
-    """Notes exported from Evernote, each under its title."""
+    """Return notes exported from Evernote, each under its title."""
     decoded = _decoded(raw)
     shown: list[str] = []
     titles: list[tuple[str, str]] = []
@@ -98,7 +98,7 @@ def read_enex(raw: bytes, kind: str) -> Document:
 
 
 def _decoded(raw: bytes, label: str = "") -> Decoded:
-    """Cleaned already. Raises Unreadable if it is not text."""
+    """Return the decoded and cleaned text. Raises Unreadable if it is not text."""
     decoded = decode(raw, label)
     return decoded._replace(text=clean(decoded.text, refuse_other_files=True))
 
@@ -109,7 +109,7 @@ class _About(TypedDict):
 
 
 def _about(decoded: Decoded) -> _About:
-    """Return what is to be said of a text, for its document."""
+    """Return the document of a text, with problems and notes."""
     return {
         "problems": (decoded.problem,) if decoded.problem else (),
         "notes": (decoded.note,) if decoded.note else (),

@@ -1,4 +1,4 @@
-"""The demo of `make run`: an agent reads a small workspace, and its records arrive on a device.
+"""Demo of `make run`: an agent reads a small workspace, and its records arrive on a device.
 
 It uses only what any client can use: REST and the device socket. The device is the headless one.
 """
@@ -37,12 +37,13 @@ _PROMPT = (
 
 
 class DemoStopped(Exception):
-    """The stack is stopping, so the demo stops too."""
+    """Error for a demo that ends because the stack is stopping."""
 
 
 @dataclass
 class Demo:
-    """`device` gives the command that the stack runs as the device; `show` runs in its own thread."""
+    """Demo of the stack. `device` gives the command that the stack runs as the device; `show` runs in its own
+    thread."""
 
     rest: ApiClient
     state: StateFolder
@@ -72,7 +73,7 @@ class Demo:
             raise StackError(f"the sample workspace cannot be written to {self.documents}: {error}") from None
 
     def device(self) -> list[str]:
-        """Prepare the folders; returns Python's arguments for the headless device that uses them."""
+        """Prepare the folders; return Python's arguments for the headless device that uses them."""
         self._write_sample()
         self.workspace.mkdir(mode=0o700, exist_ok=True)
         arguments = ["manage.py", "device", "--server", self.rest.base, "--email", DEMO_EMAIL]
@@ -107,7 +108,7 @@ class Demo:
         return True
 
     def _device(self) -> str:
-        """The id of our device, once it is online."""
+        """Return the id of our device, once it is online."""
 
         def online() -> str | None:
             devices = self.rest.get("/devices?limit=100")
@@ -118,7 +119,7 @@ class Demo:
         return self._until(online, _DEVICE_TIMEOUT_S, f"the device did not come online; see {log}")
 
     def _agent(self, device_id: str) -> str:
-        """The id of the demo's agent, which is created on the first start."""
+        """Return the id of the demo's agent, which is created on the first start."""
         agents = self.rest.get("/agents/local?limit=100")
         for agent in agents:
             if agent["name"] == AGENT_NAME and agent["device_id"] == device_id:

@@ -21,7 +21,7 @@ Projects = Mapping[str, str]
 
 
 class TableView(NamedTuple):
-    """The way one table is shown: its columns, each with the text that it shows of a row."""
+    """View of one table: its columns, each with the text that it shows of a row."""
 
     table: str
     order: str

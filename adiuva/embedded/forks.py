@@ -1,11 +1,11 @@
-"""A server that runs Python programs as forks of itself, after it has imported what they need.
+"""Server that runs Python programs as forks of itself, after it has imported what they need.
 
-A fork starts in a tenth of a second, and shares the memory of what was imported. It reads its request, with its
-arguments and its environment, from a connection of its own, so the server never knows what is secret in it. Linux only:
-on macOS system libraries do not stand a fork.
+A fork starts in a tenth of a second, and shares the memory of imported modules. It reads its request, with arguments
+and environment, from a connection of its own, so the server never sees the secrets in it. Linux only: on macOS, system
+libraries do not survive a fork.
 
-Whoever imports modules for such a server must start no thread, event loop or connection: a fork would have its memory
-and not itself.
+Imports for such a server must start no thread, event loop or connection: a fork would have its memory and not the thing
+itself.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from adiuva.embedded.processes import Child, StackError, tail
 ARE_SAFE = parent_death.HAS_KERNEL_SUPPORT
 _PID_DIGITS, _LENGTH_DIGITS = 10, 8
 _ENDING_S = 2.0
-_HANDED = b"c"  # the byte that goes with a connection that is handed over
+_HANDED = b"c"  # goes with a connection that is handed over
 
 
 # ── Who asks for forks ──────────────────────────────────────────────────────────────────────────────────
 
 
 class ForkedProcess:
-    """A process that a server forked for us, with the interface of `subprocess.Popen`.
+    """Process that a server forked for us, with the interface of `subprocess.Popen`.
 
     It is not our child, so the server waits for it and reports its exit code. If the server ends, so do its forks.
     """
@@ -46,7 +46,7 @@ class ForkedProcess:
     stdin = None
 
     def __init__(self, connection: socket.socket) -> None:
-        """Raises OSError if the server is gone."""
+        """Ask the server for a fork. Raises OSError if the server is gone."""
         self._connection = connection
         self.returncode: int | None = None
         answer = connection.recv(_PID_DIGITS, socket.MSG_WAITALL)
@@ -83,7 +83,7 @@ class ForkedProcess:
 
 
 def ask(connection: socket.socket, child: Child) -> ForkedProcess:
-    """Have the server behind a new connection run the child's program. Raises OSError if the server is gone."""
+    """Ask the server behind a new connection to run the child's program. Raises OSError if the server is gone."""
     request = {
         "argv": [str(part) for part in child.argv],
         "env": dict(os.environ if child.env is None else child.env),
@@ -103,7 +103,7 @@ def ask(connection: socket.socket, child: Child) -> ForkedProcess:
 
 @dataclass
 class ForkServer(Child):
-    """A child that forks others. Its program calls `serve_parent`."""
+    """Child that forks others. Its program calls `serve_parent`."""
 
     _control: socket.socket | None = field(default=None, init=False)
 
@@ -116,7 +116,7 @@ class ForkServer(Child):
             super().start()
 
     def fork(self, child: Child) -> ForkedProcess:
-        """Raises OSError, with the end of this server's log, if it is gone."""
+        """Fork a program. Raises OSError, with the end of this server's log, if it is gone."""
         try:
             return ask(self._connect(), child)
         except OSError:
@@ -159,7 +159,8 @@ class ForkRequest:
 
 
 def serve_parent() -> ForkRequest:
-    """Fork for the process that started this one as a `ForkServer`. Returns only in the forks, with what to run."""
+    """Fork for the process that started this one as a `ForkServer`. Returns only in the forks, with the program to
+    run."""
     control = socket.socket(fileno=os.dup(0))
 
     def accept() -> socket.socket:
@@ -172,7 +173,7 @@ def serve_parent() -> ForkRequest:
 
 
 def serve(listening: socket.socket, accept: Callable[[], socket.socket]) -> ForkRequest:
-    """Fork for each connection that `accept` gives. Returns only in the forks, with what to run."""
+    """Fork for each connection that `accept` gives. Returns only in the forks, with the program to run."""
     if parent_death.HAS_KERNEL_SUPPORT and len(tasks := list(Path("/proc/self/task").iterdir())) > 1:
         raise RuntimeError(f"{len(tasks)} threads run, which forks would lack")
     wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -210,7 +211,7 @@ def serve(listening: socket.socket, accept: Callable[[], socket.socket]) -> Fork
                 continue
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # A shell ignores it for what it starts in the background, and Twisted leaves an ignored signal alone.
+            # A shell makes background programs ignore this signal, and Twisted leaves an ignored signal alone.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.setpgid(0, 0)
             parent_death.request_death_signal(server, signal.SIGKILL)()
@@ -229,13 +230,13 @@ def _exit_code(pid: int) -> int | None:
 
 
 def show_as(name: str) -> None:
-    """Have lists of processes (`ps -e`, `top`) call this one so; Linux keeps 15 characters."""
+    """Set the name of this process in lists of processes (`ps -e`, `top`); Linux keeps 15 characters."""
     with suppress(OSError):
         Path("/proc/self/comm").write_text(name)
 
 
 def run(request: ForkRequest) -> None:
-    """Do what a new interpreter would do with these arguments."""
+    """Do with these arguments what a new interpreter would do."""
     for number, stream in {0: request.stdin, 1: request.out, 2: request.out}.items():
         os.dup2(stream, number)
     for given in (request.stdin, request.out):

@@ -25,14 +25,15 @@ _libc = ctypes.CDLL(None, use_errno=True) if HAS_KERNEL_SUPPORT else None
 
 
 class Owner(NamedTuple):
-    """The user a child runs as."""
+    """User that a child runs as."""
 
     uid: int
     gid: int
 
 
 def request_death_signal(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
-    """A preexec_fn for `subprocess`. It runs in the child after the change of user, which would reset the request."""
+    """Request a signal at the parent's death, as a preexec_fn for `subprocess`. It runs in the child after the change
+    of user, which would reset the request."""
     libc = _libc or ctypes.CDLL(None)
 
     def ask_the_kernel() -> None:
@@ -61,7 +62,7 @@ def follow_parent() -> None:
 
 
 def watched_command(argv: list[str], death_signal: signal.Signals, owner: Owner | None) -> list[str]:
-    """The same command, run by a watcher process that ends it when the process calling this dies."""
+    """Return the same command, run by a watcher process that ends it when the process calling this dies."""
     as_user = ["--owner", f"{owner.uid}:{owner.gid}"] if owner else []
     name = death_signal.name.removeprefix("SIG")
     watcher = [sys.executable, "-m", "adiuva.embedded.parent_death", "--parent", str(os.getpid())]

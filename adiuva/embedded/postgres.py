@@ -1,8 +1,8 @@
 """PostgreSQL with pgvector, from the binaries of a wheel. TCP on loopback with a password; no Unix socket.
 
-PostgreSQL refuses to run as root. Then it runs as the owner of its data, at first `nobody`. Where that user
-cannot reach our folder, or read the virtual environment, data and binaries are placed where it can, and no
-mode of a folder that is not ours is changed.
+PostgreSQL refuses to run as root. Then it runs as the owner of its data, at first `nobody`. If that user cannot reach
+our folder, or read the virtual environment, we place data and binaries where it can. We change no mode of a folder that
+is not ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _LOOPBACK = "127.0.0.1"
 _UNPRIVILEGED = ("nobody", "daemon")
 _ELSEWHERE = "elsewhere"  # a file that names the place of the data
 _SHARED_FOLDERS = (Path("/var/lib/adiuva"), Path(tempfile.gettempdir()) / "adiuva")
-# Messages of errors quote rows and the values of statements. The application logs each error's type and SQLSTATE.
+# Messages of errors quote rows and the values of statements, so they are not logged here. The application logs each
+# error's type and SQLSTATE.
 _SILENT_LOG = {
     "log_min_messages": "log",
     "log_min_error_statement": "panic",
@@ -40,13 +41,13 @@ _SILENT_LOG = {
     "log_statement": "none",
     "log_min_duration_statement": "-1",
 }
-# Tests connect thousands of times, with a random password: guesses of it need not be slow.
+# Tests connect thousands of times, with a random password, so guessing it need not be slow.
 _QUICK = ["--no-sync", "--set=scram_iterations=1"]
 _LOCALE = ["--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
 
 
 class Postgres:
-    """A server whose data lives below `folder`. `durable=False` trades crash safety for speed, for tests."""
+    """Server with data below `folder`. `durable=False` trades crash safety for speed, for tests."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Postgres:
         self._asked, self._password, self._say, self._durable = folder, password, say, durable
         self._keeps, self._fixed_port = keeps, port
         self.log = log
-        self.home = folder  # where the data really is, once started
+        self.home = folder  # where the data is, once started
         self.is_new = False  # whether `start` made the data
         self.child: Child | None = None
         self._port = 0
@@ -72,7 +73,7 @@ class Postgres:
         return self.child is not None and self.child.alive
 
     def start(self) -> str:
-        """Start it, with data of its own on the first time; returns the URL of the `adiuva` database."""
+        """Start the server, the first time with new data; return the URL of the `adiuva` database."""
         places = _places(self._asked)
         owner = _who_runs_it(places)
         self.home = _choose(places, owner)
@@ -123,8 +124,8 @@ class Postgres:
         return [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
 
     def _binaries(self, owner: Owner | None) -> Path:
-        """The folder of the executables: the wheel's, or a copy of it that their user can read."""
-        spec = importlib.util.find_spec(_WHEEL)  # found, never imported: an import has effects of its own
+        """Return the folder of the executables: the wheel's, or a copy of it that their user can read."""
+        spec = importlib.util.find_spec(_WHEEL)  # found but not imported, because an import has effects of its own
         if spec is None or spec.origin is None:
             raise StackError(
                 "PostgreSQL's binaries are missing: install requirements.txt or set DATABASE_URL"
@@ -148,9 +149,10 @@ class Postgres:
         return binaries
 
     def _make(self, data: Path, binaries: Path, owner: Owner | None) -> None:
-        """initdb into a folder beside, renamed when it is complete, so that `data` is never half made."""
+        """Run initdb in a folder beside `data`, and rename it when it is complete, so that `data` is never half
+        made."""
         new, password = self.home / "data.new", self.home / "password"
-        if new.exists():  # a start that was cut off; nobody's data was ever in it
+        if new.exists():  # left by an interrupted start; nobody's data was ever in it
             shutil.rmtree(new)
         password.touch(mode=0o600)
         try:
@@ -179,9 +181,9 @@ class Postgres:
         new.rename(data)
 
     def database(self, name: str) -> str:
-        """The URL of a database of the running server, which is made if it is not there.
+        """Return the URL of a database of the running server, and make it if it is not there.
 
-        pgvector goes into the template, so that test databases have it too.
+        pgvector is in the template, so that test databases have it too.
         """
         import psycopg  # 0.2 s that `make run` spends while its preloading has begun
         from psycopg import sql
@@ -205,7 +207,7 @@ class Postgres:
 
 
 def _who_runs_it(places: Sequence[Path]) -> Owner | None:
-    """None means the current user. Raises StackError if no user may run it."""
+    """Return the user who runs it; None means the current user. Raises StackError if no user may run it."""
     if os.geteuid() != 0:
         try:
             pwd.getpwuid(os.geteuid())
@@ -228,12 +230,12 @@ def _who_runs_it(places: Sequence[Path]) -> Owner | None:
 
 
 def _places(asked: Path) -> list[Path]:
-    """Return the folder of the data, or, for a new one, those in which it may be, best first."""
+    """Return the folder of the data, or, for a new one, the possible folders, best first."""
     asked.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         chosen = Path((asked / _ELSEWHERE).read_text().strip())
     except FileNotFoundError:
-        # A name of its own for every new folder: data of one that was removed must not come back in another.
+        # Every new folder has a name of its own, because data of a removed folder must not come back in another.
         name = secrets.token_hex(8)
         elsewhere = [base / name for base in _SHARED_FOLDERS] if os.geteuid() == 0 else []
         return [asked] if (asked / "data").exists() else [asked, *elsewhere]
@@ -246,7 +248,7 @@ def _places(asked: Path) -> list[Path]:
 
 
 def _choose(places: Sequence[Path], owner: Owner | None) -> Path:
-    """The first place that the server's user can reach and write."""
+    """Return the first place that the server's user can reach and write."""
     for place in places:
         try:
             if place is not places[0]:
@@ -292,7 +294,7 @@ def _runs(program: Path, owner: Owner | None) -> bool:
 
 
 def _check(data: Path, binaries: Path) -> None:
-    """Raises StackError if the data was not written by this server, or cannot be read by it."""
+    """Raise StackError if another server wrote the data, or this one cannot read it."""
     try:
         written_by = (data / "PG_VERSION").read_text().strip()
     except OSError:
@@ -316,6 +318,6 @@ def _status(data: Path) -> list[str]:
 
 
 def _is_ready(data: Path, port: int) -> bool:
-    """Return whether the server of this port says so in its status file; one that was killed has left its own there."""
+    """Return whether the server of this port says so in its status file; a killed server has left its own there."""
     lines = _status(data)
     return len(lines) > 7 and lines[3] == str(port) and lines[7].strip() == "ready"

@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from adiuva.core.env import forget
 from adiuva.embedded import forks
 
-# None of them starts a thread: not numpy, whose matrix library does.
+# None of these modules starts a thread; numpy is missing because its matrix library does.
 _LIBRARIES = (
     "aiohttp.web",
     "argon2",
@@ -75,11 +75,11 @@ def main() -> None:
     else:
         forks.show_as("preload")
         _import(_LIBRARIES)
-    # Its memory stays shared while nothing walks over it. To look for garbage first would take 0.3 s and find 2 MB.
+    # The memory stays shared while nothing walks over it. Collecting garbage first would take 0.3 s and find 2 MB.
     gc.freeze()
     gc.enable()
     request = forks.serve_parent()
-    forget()  # a fork reads variables of its own
+    forget()  # a fork reads its own variables
     forks.run(request)
 
 
@@ -98,7 +98,7 @@ def _set_up_application() -> None:
     from django.urls import get_resolver
 
     current_app.loader.import_default_modules()  # all tasks
-    _ = get_resolver().reverse_dict  # all addresses, which would be collected at the first request
+    _ = get_resolver().reverse_dict  # reads all addresses, which would otherwise happen at the first request
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Child processes: they die with their parent, are restarted when they end, and are stopped in order."""
+"""Child processes, which die with their parent, are restarted when they end, and are stopped in order."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Say = Callable[[str], None]
 
 
 class StackError(Unavailable):
-    """The stack cannot start or continue. The message is one line for the person who started it."""
+    """Error for a stack that cannot start or continue. The message is one line for the person who started it."""
 
     code = "stack"
 
 
 def tail(log: Path, lines: int = 1) -> str:
-    """The last lines of a log that are not empty."""
+    """Return the last lines of a log that are not empty."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 16_384))
@@ -39,7 +39,7 @@ def tail(log: Path, lines: int = 1) -> str:
 
 
 class Process(Protocol):
-    """The part of `subprocess.Popen` that is used."""
+    """Part of `subprocess.Popen` that is used."""
 
     @property
     def pid(self) -> int: ...
@@ -51,17 +51,17 @@ class Process(Protocol):
 
 
 class Forks(Protocol):
-    """A server that runs programs as forks of itself."""
+    """Server that runs programs as forks of itself."""
 
     @property
     def alive(self) -> bool: ...
     def fork(self, child: Child) -> Process:
-        """Raises OSError if the server is gone."""
+        """Fork a program. Raises OSError if the server is gone."""
 
 
 @dataclass
 class Child:
-    """One program in its own process group, so that Ctrl-C reaches only the supervisor."""
+    """Program in its own process group, so that Ctrl-C reaches only the supervisor."""
 
     name: str
     argv: Sequence[str | Path]
@@ -70,21 +70,22 @@ class Child:
     stdin: bytes = b""
     owner: Owner | None = None
     stop_signal: signal.Signals = signal.SIGTERM
-    # Sent when the supervisor dies. A server with data to write needs a signal that lets it; the others are killed.
+    # Signal to the child when the supervisor dies. A server with data to write needs one that lets it; the others are
+    # killed.
     death_signal: signal.Signals = signal.SIGKILL
     grace_s: float = 10.0
     vital: bool = True  # the stack stops if this one keeps ending
     is_watched: bool = not parent_death.HAS_KERNEL_SUPPORT
     cwd: Path | None = None
     keeps: tuple[int, ...] = ()  # file descriptors that the child inherits; a fork has those of its server
-    forked_by: Forks | None = None  # None: it is started anew, with an interpreter of its own
+    forked_by: Forks | None = None  # None: the child starts anew, with an interpreter of its own
     stdin_from: int = field(default=subprocess.DEVNULL, init=False)
     process: Process | None = field(default=None, init=False)
     since: float = field(default=0.0, init=False)
     _gone: bool = field(default=False, init=False)
 
     def start(self) -> None:
-        """Start it. The calling thread must outlive the child: the kernel watches the thread, not the process."""
+        """Start the child. The calling thread must outlive it: the kernel watches the thread, not the process."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.process = self.forked_by.fork(self) if self.forked_by else self._start_anew()
@@ -127,7 +128,7 @@ class Child:
         return self.process.pid if self.process else None
 
     def wait(self, *, within_s: float) -> int:
-        """Wait for its end and return its exit code. Raises StackError on timeout."""
+        """Wait for the child's end and return its exit code. Raises StackError on timeout."""
         if self.process is None:
             raise StackError(f"{self.name} was never started")
         try:
@@ -136,7 +137,7 @@ class Child:
             raise StackError(f"{self.name} did not end in {within_s:.0f} s (see {self.log})") from None
 
     def stop(self) -> None:
-        """Ask it to end and kill it after its grace period, with what is left of its process group."""
+        """Ask the child to end, and kill it after its grace period, with the rest of its process group."""
         if self.process is not None and self.alive:
             self.process.send_signal(self.stop_signal)
             try:
@@ -146,7 +147,7 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
-        """Kill it and all of its group, and wait for it."""
+        """Kill the child and all of its group, and wait for it."""
         if self.process is None or self._gone:
             return
         self._gone = True  # from now on its id may belong to another process
@@ -157,7 +158,7 @@ class Child:
         self.process.wait()
 
     def wait_until(self, ready: Callable[[], bool], *, within_s: float, every_s: float = 0.02) -> None:
-        """Wait until it is ready. Raises StackError, with the end of its log, if it ends or is too slow."""
+        """Wait until the child is ready. Raises StackError, with the end of its log, if it ends or is too slow."""
         deadline = time.monotonic() + within_s
         while not ready():
             if not self.alive:
@@ -168,14 +169,14 @@ class Child:
 
 
 def server_environment() -> dict[str, str]:
-    """For programs that are not ours: nothing of what is configured, and so no key."""
+    """Return the environment for programs that are not ours: nothing of our configuration, and so no key."""
     return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
 
 
 def start_server(
     make: Callable[[int], Child], ready: Callable[[int], bool], *, port: int = 0
 ) -> tuple[Child, int]:
-    """Start a server on this loopback port. 0 means any free port, with new tries if others take it first."""
+    """Start a server on this loopback port. 0 means any free port, with new tries if another program takes it first."""
     fixed, tries_left = port, 1 if port else 3
     while True:
         port, tries_left = fixed or free_port(), tries_left - 1
@@ -197,7 +198,7 @@ def python(*arguments: str) -> list[str]:
 
 @dataclass
 class Supervisor:
-    """Restarts children that end by themselves, and stops all of them, the last one first."""
+    """Supervisor that restarts children when they end by themselves, and stops all of them, the last one first."""
 
     say: Say
     children: list[Child] = field(default_factory=list)
@@ -239,7 +240,7 @@ class Supervisor:
             except StackError:
                 if child.forked_by is None:
                     raise
-                continue  # what it is forked from has just ended, too, and comes first
+                continue  # the server that forks it has just ended too, and comes first
             self._ended_at[child.name] = [*endings, now]
             self.say(f"{child.name} ended by itself (code {code}) and is started again; see {child.log}")
 

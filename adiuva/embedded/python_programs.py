@@ -1,4 +1,4 @@
-"""The Python programs of `make run`: where each is forked from, and which secrets it is given."""
+"""Python programs of `make run`: which process each is forked from, and which secrets it gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adiuva.embedded import forks
 from adiuva.embedded.processes import Child, Supervisor, python
 from adiuva.embedded.state_folder import StateFolder
 
-# What only processes of the server open: the device and the models are programs of their own.
+# Secrets for processes of the server alone: the device and the models are programs of their own.
 _SECRETS: Final = frozenset(
     variable.name
     for variable in (
@@ -31,13 +31,14 @@ _SECRETS: Final = frozenset(
         env.REDIS_URL,
     )
 )
-# Forks of one process that has read all of the settings.
+# Forks of a process that has read all settings.
 _APPLICATION: Final = frozenset({"web", "worker-runs", "worker-short", "migrate", "publish-examples"})
 _WITH_SECRETS: Final = _APPLICATION | {"preload-django", "check-models"}
 
 
 class Programs:
-    """Makes their children. Where forks are safe, they share what `adiuva.embedded.preload` has imported."""
+    """Factory for the programs' children. Where forks are safe, they share the modules that `adiuva.embedded.preload`
+    has imported."""
 
     def __init__(self, state: StateFolder, supervisor: Supervisor) -> None:
         self._state, self._supervisor = state, supervisor
@@ -47,7 +48,7 @@ class Programs:
         self.has_stripe_double = False
 
     def preload_libraries(self) -> None:
-        """Begin to import what needs no configuration, while the servers start."""
+        """Begin to import modules that need no configuration, while the servers start."""
         if forks.ARE_SAFE:
             self._libraries = self._start_server("preload", None)
 
@@ -57,7 +58,7 @@ class Programs:
             self._application = self._start_server("preload-django", self._libraries, "django")
 
     def child(self, name: str, *arguments: str, **more: str) -> Child:
-        """The program that `python` runs with these arguments, with more variables in its environment."""
+        """Return the program that `python` runs with these arguments, with more variables in its environment."""
         return Child(
             name,
             python(*arguments),
@@ -69,7 +70,7 @@ class Programs:
         )
 
     def start(self, name: str, *arguments: str, vital: bool = True, **more: str) -> Child:
-        """Start it, and again whenever it ends by itself."""
+        """Start a program, and again whenever it ends by itself."""
         child = self.child(name, *arguments, **more)
         child.vital = vital
         return self._supervisor.start(child)

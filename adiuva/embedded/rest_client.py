@@ -1,4 +1,4 @@
-"""A small REST client for the demo."""
+"""Small REST client for the demo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PATIENCE_S = 60.0  # a plan's requests are counted by the minute
 
 
 class ApiError(StackError):
-    """The API answered with an error: `status` and `answer` are what it said."""
+    """Error that the API answered with: `status` and `answer`."""
 
     def __init__(self, what: str, status: int, body: dict[str, Any]) -> None:
         super().__init__(f"{what}: {body.get('message') or status}")
@@ -25,7 +25,7 @@ class ApiError(StackError):
 
 
 class ApiClient:
-    """Calls the API as one account.
+    """Client that calls the API as one account.
 
     It signs in again when the access token has expired, and waits when it has made as many requests as the account's
     plan allows.
@@ -101,7 +101,7 @@ def is_up(base: str) -> bool:
 
 
 def failing_checks(base: str) -> str:
-    """The names of the health checks that fail, comma-separated; empty when all pass."""
+    """Return the names of the health checks that fail, comma-separated; empty when all pass."""
     try:
         with urllib.request.urlopen(f"{base}/api/v1/health/ready", timeout=_TIMEOUT_S):  # noqa: S310
             return ""

@@ -1,4 +1,4 @@
-"""The documents of the demo, written so that some things are overdue and some due this week on whatever day it starts.
+"""Documents of the demo, written so that on any day of its start some things are overdue and some are due this week.
 
 Dates in the files of `sample` are placeholders: `{{+9}}` is the day nine days after the Monday of the current week, as
 `2026-12-02`; a form of strftime may follow, as in `{{-7 %d %B %Y}}`. They count from a Monday so that meetings and
@@ -17,7 +17,7 @@ _PLACEHOLDER = re.compile(r"\{\{([+-]\d+)(?: ([^{}]+))?\}\}")
 
 
 def fill_dates(text: str, today: date) -> str:
-    """Returns the text with its placeholders filled as of today."""
+    """Return the text with its placeholders filled as of today."""
     monday = today - timedelta(days=today.weekday())
 
     def filled(match: re.Match[str]) -> str:

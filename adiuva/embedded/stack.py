@@ -1,4 +1,4 @@
-"""Runs all of Adiuva on one machine: starts, supervises and stops what `make run` needs."""
+"""Stack of Adiuva on one machine: it starts, supervises and stops what `make run` needs."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(BaseException):
-    """A signal asked the stack to stop. Not an Exception, so that no handler on the way treats it as a failure."""
+    """Request of a signal to stop the stack. Not an Exception, so that no handler on the way treats it as a failure."""
 
 
 def with_offline_price(prices: str) -> str:
-    """`prices`, as ADIUVA_MODEL_PRICE has them, with the offline model's, which costs nothing.
+    """Return `prices`, in the form of ADIUVA_MODEL_PRICE, with the offline model's, which costs nothing.
 
-    No list has it, and without a price nothing is asked of a model where plans limit what may be spent.
+    No list has its price, and where plans limit spending, a model without a price is never asked.
     """
     given = [part.strip() for part in prices.split(";") if part.strip()]
     if any(part.rpartition("=")[0].strip() in ("", _MODEL) for part in given):
@@ -70,7 +70,7 @@ class Stack:
         self.state = StateFolder(state_dir())
         self.host = env.HOST.read_configured()
         self.port = env.PORT.read_configured()
-        # A server that listens on all addresses is reached at the loopback address.
+        # A server that listens on all addresses can be reached at the loopback address.
         self.base = f"http://{'127.0.0.1' if self.host in {'0.0.0.0', '::'} else self.host}:{self.port}"  # noqa: S104
         self.programs = Programs(self.state, self.supervisor)
         self.postgres: Postgres | None = None
@@ -186,7 +186,7 @@ class Stack:
         self.programs.start("offline-model", "-m", "adiuva.offline_llm", "--port", str(port))
 
     def _start_stripe_double(self) -> None:
-        """Let plans be bought without Stripe: a double takes its place, which takes no money."""
+        """Let plans be bought without Stripe: a double, which takes no money, takes its place."""
         if not (BASE_DIR / "tests" / "fakes" / "stripe").is_dir():
             return  # not a checkout of the repository
         port, secret = free_port(), f"whsec_{secrets.token_hex(16)}"
@@ -207,7 +207,7 @@ class Stack:
         )
 
     def _start_local_embeddings(self) -> None:
-        """Serve the local embedding model; where its weights are missing, words are compared and that is said."""
+        """Serve the local embedding model. If its weights are missing, say so; words are compared instead."""
         if env.EMBEDDING_MODEL_API_BASE.read_configured():
             return  # it runs elsewhere
         try:
@@ -281,8 +281,8 @@ class Stack:
             child.kill()
 
     def _is_schema_current(self) -> bool:
-        """Return whether our own database has all migrations already. The other processes then start while what else is
-        to be prepared is done, which saves its time on a second start."""
+        """Return whether our own database has all migrations already. Then the other processes start while the rest is
+        prepared, which saves that time on a second start."""
         if self.postgres is None or self.postgres.is_new or env.KEYS_DATABASE_URL.read_configured():
             return False
         return self.state.remembered("schema") == schema_fingerprint()
@@ -312,7 +312,7 @@ class Stack:
             time.sleep(_POLL_INTERVAL_S)
 
     def _mail_folder(self) -> Path | None:
-        """Return where mails are written as files, unless a mail server is configured."""
+        """Return the folder in which mails are written as files, unless a mail server is configured."""
         url = env.MAIL_URL.read_configured()
         if not url:
             return self.state.folder / "mail"
@@ -331,7 +331,7 @@ class Stack:
         say, password = self.terminal.say, self.demo.password if self.demo else ""
         say()
         say(self.terminal.styled("Adiuva is up.", "bold") + " Ctrl-C ends it; `make run` brings it back.")
-        # As in mails' links, so that a browser is signed in at both; and passkeys need a name.
+        # The same address as in mails' links, so that a browser is signed in at both; and passkeys need a name.
         address = (env.PUBLIC_URL.read_configured() or f"http://localhost:{self.port}").rstrip("/")
         rows = {
             "Web": f"{address}/",
@@ -371,7 +371,7 @@ class Stack:
         return f"ADIUVA_DEVICE_PASSWORD={shlex.quote(password or 'PASSWORD')} {shlex.join(command)}"
 
     def _start_examples(self) -> Child | None:
-        """List the example plugins of the repository, unless that was done on an earlier start."""
+        """List the example plugins of the repository, unless an earlier start did."""
         if (
             not self.demo
             or not _EXAMPLES.is_dir()
@@ -420,7 +420,7 @@ def _fingerprint_of_examples() -> str:
 
 
 def schema_fingerprint() -> str:
-    """Changes with our migrations, and with the packages that bring some."""
+    """Return a text that changes with our migrations, and with the packages that bring some."""
     files = [file for app in _APPS for file in sorted((BASE_DIR / app).rglob("migrations/*.py"))]
     found = hashlib.sha256()
     for file in [*files, BASE_DIR / "requirements.txt"]:

@@ -1,7 +1,7 @@
-"""The state folder: everything `make run` keeps. One stack at a time uses it.
+"""State folder: everything `make run` keeps. One stack at a time uses it.
 
-`secrets.json` is written once, completely or not at all; `env` says how to reach the servers while they are up.
-Nothing in it is ever deleted to repair it: an error says what does not fit and what to do.
+`secrets.json` is written once, completely or not at all; `env` says how to reach the servers while they are up. Nothing
+in the folder is ever deleted to repair it: an error says what does not fit and what to do.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Secrets:
 
     @classmethod
     def parse(cls, text: str) -> Secrets:
-        """Raises ValueError if a secret is missing."""
+        """Parse the secrets. Raises ValueError if one is missing."""
         found = json.loads(text)
         names = {field.name for field in fields(cls)}
         if not isinstance(found, dict) or not all(isinstance(found.get(n), str) and found[n] for n in names):
@@ -52,7 +52,7 @@ class Secrets:
 
 
 class StateFolder:
-    """The folder, locked until `release`, or until this process and its children have ended."""
+    """State folder that is locked until `release`, or until this process and its children have ended."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,7 +104,8 @@ class StateFolder:
         os.close(self.lock)
 
     def secrets(self) -> Secrets:
-        """The folder's secrets; new ones for a new folder. Raises StackError if the file is missing or unreadable."""
+        """Return the folder's secrets; new ones for a new folder. Raises StackError if the file is missing or
+        unreadable."""
         path = self.folder / "secrets.json"
         try:
             return Secrets.parse(path.read_text())
@@ -135,17 +136,17 @@ class StateFolder:
         new.replace(self.folder / name)
 
     def plugin_key(self) -> str:
-        """The key with which plugins are signed here, as `id:key`: made on the first start, and kept."""
+        """Return the key that signs plugins here, as `id:key`: made on the first start, and kept."""
         if not self.remembered("plugin-key"):
             self.remember("plugin-key", f"here:{base64.b64encode(secrets.token_bytes(32)).decode()}")
         return self.remembered("plugin-key")
 
     def remember(self, name: str, text: str) -> None:
-        """Write down what is so in this folder, such as which migrations its database has."""
+        """Write down a fact about this folder, such as which migrations its database has."""
         self.write(name, f"{text}\n")
 
     def remembered(self, name: str) -> str:
-        """Return what was last written down; empty if nothing was, or if it cannot be read."""
+        """Return the fact that was last written down; empty if there is none, or if it cannot be read."""
         try:
             return (self.folder / name).read_text().strip()
         except (OSError, ValueError):
@@ -163,7 +164,7 @@ class StateFolder:
         (self.folder / "env").unlink(missing_ok=True)
 
     def log(self, name: str) -> Path:
-        """The path of a program's log file. A file that has grown large is renamed to `.old`."""
+        """Return the path of a program's log file. A file that has grown large is renamed to `.old`."""
         folder = self.folder / "logs"
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{name}.log"

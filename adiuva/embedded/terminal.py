@@ -17,7 +17,7 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 
 class Terminal:
-    """Lines and the progress bar share one output: a new line replaces the bar. Thread-safe."""
+    """Terminal whose lines and progress bar share one output: a new line replaces the bar. Thread-safe."""
 
     def __init__(self, out: TextIO = sys.stdout) -> None:
         self._out = out
@@ -106,7 +106,7 @@ def pad(text: str, width: int) -> str:
 
 
 def truncate(text: str, width: int) -> str:
-    """The text on one line, without control characters, with an ellipsis where it was longer."""
+    """Return the text on one line, without control characters, with an ellipsis if it was longer."""
     text = "".join(char if char.isprintable() else " " for char in text)
     if display_width(text) <= width:
         return text

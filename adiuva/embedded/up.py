@@ -1,4 +1,4 @@
-"""The command line of the stack. It does not set Django up, whose settings need servers that are not running yet."""
+"""Command line of the stack. It does not set Django up, because its settings need servers that are not running yet."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the stack until it is ended; returns the exit code."""
+    """Run the stack until it ends; return the exit code."""
     parser = argparse.ArgumentParser(prog="manage.py up", description=DESCRIPTION)
     add_arguments(parser)
     return run(with_parent=parser.parse_args(arguments).with_parent)
 
 
 def run(*, with_parent: bool) -> int:
-    """The same with arguments that are read already."""
+    """Run the stack with arguments that are parsed already."""
     if with_parent:
         parent_death.follow_parent()
     terminal = Terminal(sys.stdout)

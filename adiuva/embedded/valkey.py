@@ -12,7 +12,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 class Valkey:
-    """A server whose data lives in `folder`. The append-only file keeps queued tasks over a kill -9."""
+    """Server with data in `folder`. The append-only file keeps queued tasks through a kill -9."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ def _binary() -> Path:
 
 
 def _answers(password: str, port: int) -> bool:
-    """Return whether it has read its data and serves. Until then it answers with an error, or not at all."""
+    """Return whether the server has read its data and serves. Until then it answers with an error, or not at all."""
     try:
         with socket.create_connection((_LOOPBACK, port), timeout=5) as connection:
             connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())

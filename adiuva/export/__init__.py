@@ -1,1 +1,1 @@
-"""The archive of a whole account: asked for by its owner, made in the worker, sealed until it is fetched."""
+"""Archive of a whole account: its owner asks for it, the worker makes it, and it stays sealed until it is fetched."""

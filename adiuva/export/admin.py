@@ -1,4 +1,5 @@
-"""Staff see that and when an account was exported, and how large it was. What is in it stays sealed."""
+"""Exports in the admin. Staff see that and when an account was exported, and how large it was. The content stays
+sealed."""
 
 from __future__ import annotations
 

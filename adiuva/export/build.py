@@ -1,6 +1,6 @@
-"""Builds an export archive: rows of all apps, zipped as they are read, sealed in chunks, never whole in memory.
+"""Building an export archive: rows of all apps, zipped as they are read, sealed in chunks, never whole in memory.
 
-It is no snapshot: what is said while it is made may be in it or not.
+It is no snapshot: it may or may not contain what is written meanwhile.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Made by Adiuva {version}.
 
 
 def build_export(export_id: uuid.UUID) -> None:
-    """Build an export unless another worker does. What a dead worker leaves, the sweep queues again."""
+    """Build an export unless another worker does. The sweep queues the exports of dead workers again."""
     export = _claim(export_id)
     if export is None:
         return

@@ -1,4 +1,4 @@
-"""Archives of accounts, in sealed chunks, and how far each is."""
+"""Archives of accounts, in sealed chunks, with the state of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExportQuerySet(models.QuerySet["Export"]):
 
 
 class Export(Leased):
-    """One archive of an account. The worker that builds it holds the row's lease."""
+    """Archive of an account. The worker that builds it holds the row's lease."""
 
     class State(models.TextChoices):
         QUEUED = "queued"
@@ -78,7 +78,7 @@ class Export(Leased):
 
 
 class ExportChunk(models.Model):
-    """A part of an archive."""
+    """Part of an archive."""
 
     export = models.ForeignKey(Export, models.CASCADE, related_name="parts", db_index=False)
     number = models.PositiveIntegerField(help_text="from 0")

@@ -1,4 +1,4 @@
-"""Requests, downloads, cancels and sweeps exports. The archive itself is made in build.py."""
+"""Operations on exports: request, download, cancel and sweep. build.py makes the archive itself."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from adiuva.core.pruning import delete_in_batches
 from adiuva.export.models import Export, ExportChunk
 
 State = Export.State
-# From when it is ready, fetched or not: the owner may fetch it again, or delete it earlier.
+# Counted from when it is ready, fetched or not: the owner may fetch it again, or delete it earlier.
 ARCHIVE_KEPT: Final = dt.timedelta(hours=24)
 MAX_PER_DAY: Final = 5
 MAX_ATTEMPTS: Final = 3
 _NUDGE_AGAIN: Final = dt.timedelta(seconds=60)
 _ROWS_KEPT: Final = dt.timedelta(days=30)
-_AT_ONCE: Final = 50  # rows of a kind in one sweep; the next sweep continues
+_AT_ONCE: Final = 50  # rows of a kind in one sweep; the next one continues
 
 
 class ExportNotFound(NotFound):
@@ -37,7 +37,7 @@ class ExportNotFound(NotFound):
 
 
 class ExportInProgress(Conflict):
-    """The account has an export under way; `export_id` in the answer names it."""
+    """Error for an account with an export in progress; `export_id` in the answer names it."""
 
     code = "export_is_live"
 
@@ -94,7 +94,7 @@ def request_export(*, user_id: uuid.UUID) -> Export:
 
 
 def get_export(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
-    """Raises ExportNotFound, also for another user's export."""
+    """Return one of the user's exports. Raises ExportNotFound, also for another user's export."""
     found = Export.objects.of(user_id).filter(pk=export_id).first()
     if found is None:
         raise ExportNotFound
@@ -102,7 +102,7 @@ def get_export(user_id: uuid.UUID, export_id: uuid.UUID) -> Export:
 
 
 def require_ready(export: Export) -> Export:
-    """Raises ExportNotReady or ExportExpired if there is no archive."""
+    """Raise ExportNotReady or ExportExpired if there is no archive."""
     if is_expired(export):
         raise ExportExpired
     if export.state != State.READY:
@@ -134,7 +134,7 @@ def _chunk(export: Export, number: int) -> bytes:
 
 @transaction.atomic
 def delete_archive(*, export: Export) -> None:
-    """The archive goes; one that is being made is given up. That it was asked for stays known."""
+    """Delete the archive, or stop making it. The row that says that it was requested stays."""
     locked = Export.objects.select_for_update().filter(pk=export.pk).first()
     if locked is not None and locked.state != State.FAILED:
         _expire([locked.pk])
@@ -150,7 +150,8 @@ def _expire(ids: list[uuid.UUID]) -> None:
 
 @transaction.atomic
 def sweep_exports() -> dict[str, int]:
-    """Find what a lost nudge or a dead worker left behind, and delete what was kept long enough. Safe at any time."""
+    """Resume exports that a lost hint or a dead worker left behind, and delete those kept long enough. Safe at any
+    time."""
     rows = Export.objects.select_for_update(skip_locked=True)
     lost = leases.reclaim(Export.objects.filter(state=State.RUNNING), most=_AT_ONCE)
     failed = [row.pk for row in lost if row.attempt >= MAX_ATTEMPTS]

@@ -89,7 +89,7 @@ class ArchiveView(APIView):
     """The archive itself: a ZIP file of JSON lines, with a README.txt. For 24 hours it can be fetched, again too."""
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Whatever is accepted: the archive is what it is, and refusals are JSON."""
+        """Choose the renderer whatever the client accepts: the archive is a ZIP file, and refusals are JSON."""
         return super().perform_content_negotiation(request, force=True)
 
     @extend_schema(

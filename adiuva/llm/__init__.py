@@ -1,7 +1,7 @@
 """Language models: one interface for chat, structured output and embeddings.
 
-A model named `openai/<name>` is asked through our own client, at any endpoint with the OpenAI HTTP API (`api_base`).
-All other names are LiteLLM's, which no other package of Adiuva imports. What a model returns is untrusted data.
+Our own client asks a model named `openai/<name>`, at any endpoint with the OpenAI HTTP API (`api_base`). All other
+names are LiteLLM's, which no other package of Adiuva imports. Models return untrusted data.
 
     async for deltas in llm.chat_model().stream(messages, tools=tools):
         for delta in deltas:
@@ -105,7 +105,8 @@ Purpose = Literal["chat", "extraction", "memory"]
 
 
 def chat_model(configured: Mapping[str, str] | None = None, *, purpose: Purpose = "chat") -> ChatModel:
-    """The model that settings.MODEL, or a mapping like it, describes; built once. Raises ModelNotConfigured.
+    """Return the model that settings.MODEL, or a mapping like it, describes; it is built once. Raises
+    ModelNotConfigured.
 
     settings.MODELS_BY_PURPOSE may name another one for a purpose, at the same address. settings.MODEL_FALLBACKS stand
     in, in their order, for a model that cannot answer.
@@ -120,7 +121,7 @@ def chat_model(configured: Mapping[str, str] | None = None, *, purpose: Purpose 
 
 
 def embedding_model(configured: Mapping[str, str] | None = None) -> EmbeddingModel:
-    """The model of settings.EMBEDDING_MODEL, or of a mapping like it; the lexical one if none is configured."""
+    """Return the model of settings.EMBEDDING_MODEL, or of a mapping like it; the lexical one if none is configured."""
     given = settings.EMBEDDING_MODEL if configured is None else configured
     if given.get("model", "") in ("", LEXICAL):
         return _lexical_embeddings()
@@ -140,7 +141,7 @@ async def forget_learnt(model: ChatModel) -> None:
 
 
 async def aclose() -> None:
-    """Close the running loop's connections to models. Whoever ends a loop calls it."""
+    """Close the running loop's connections to models. Whoever ends a loop calls this."""
     await transport.aclose()
     await litellm_client.aclose()
 

@@ -16,14 +16,14 @@ from adiuva.llm.types import Delta, Message, OnText, Reply, Schema, StructuredRe
 
 EMBEDDING_BATCH_SIZE = 64
 
-# Answers are bounded, so that a model that repeats itself ends: JSON of a document, and what a user reads.
+# Answers are bounded, so that a model that repeats itself ends. The bounds: JSON of a document, and text for a user.
 _MAX_STRUCTURED_TOKENS = 8_192
 MAX_CHAT_TOKENS = 4_096
 CHAT_TEMPERATURE = 0.3
 
 
 def provider_of(name: str, endpoint: str) -> str:
-    """Who receives the requests: the host of a custom endpoint, or else the provider in LiteLLM's name."""
+    """Return who receives the requests: the host of a custom endpoint, or else the provider in LiteLLM's name."""
     host = urlsplit(endpoint.rpartition(" ")[2]).hostname
     provider, slash, _ = name.partition("/")
     if host and host != "api.openai.com":
@@ -32,7 +32,7 @@ def provider_of(name: str, endpoint: str) -> str:
 
 
 class ChatModel(ABC):
-    """A chat model. `name`: its configured LiteLLM name; `endpoint`: its address; `provider`: who receives requests."""
+    """Chat model. `name`: its configured LiteLLM name; `endpoint`: its address; `provider`: who receives requests."""
 
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
@@ -42,11 +42,11 @@ class ChatModel(ABC):
     @property
     @abstractmethod
     def window(self) -> ContextWindow:
-        """The model's window, as far as it is known by now."""
+        """Return the model's window, as far as it is known by now."""
 
     @abstractmethod
     async def find_window(self) -> int:
-        """The tokens that the model reads at once, its answer included; 0 if that is unknown."""
+        """Return the tokens that the model reads at once, its answer included; 0 if that is unknown."""
 
     @abstractmethod
     async def complete(
@@ -76,10 +76,10 @@ class ChatModel(ABC):
     ) -> AsyncGenerator[list[Delta], None]:
         """Yield deltas as they arrive, those of one read as one list; tool calls and a Finish come last.
 
-        `size`: the request_size of messages and tools, if the caller knows it. `on_text`: gets text as soon as it is
-        there, outside of the task that reads, instead of waking it; some text is yielded nevertheless, the first above
-        all. Both come in order, and only while the generator is asked for more. Transient faults are retried until the
-        first delta, and raised after it. A stream that breaks off raises ModelInterrupted. Closing the generator, or
+        `size`: the request_size of messages and tools, if the caller knows it. `on_text` gets text as soon as it is
+        there, without waking the task that reads; some text is yielded nevertheless, the first text above all. Both
+        come in order, and only while the generator is asked for more. Transient faults are retried until the first
+        delta, and raised after it. A stream that breaks off raises ModelInterrupted. Closing the generator, or
         cancelling its reader, closes the HTTP request at once.
         """
 
@@ -118,7 +118,7 @@ class ChatModel(ABC):
 
 
 class EmbeddingModel(ABC):
-    """Turns texts into vectors. Vectors of different models are not comparable."""
+    """Model that turns texts into vectors. Vectors of different models are not comparable."""
 
     def __init__(self, name: str, endpoint: str) -> None:
         self.name = name
@@ -126,7 +126,7 @@ class EmbeddingModel(ABC):
         self.provider = provider_of(name, endpoint)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """A vector for each text, in order. Raises ModelError, for transient faults after retries."""
+        """Return a vector for each text, in order. Raises ModelError, for transient faults after retries."""
         vectors: list[list[float]] = []
         for start in range(0, len(texts), EMBEDDING_BATCH_SIZE):
             # Providers refuse a whole batch for one empty text.
@@ -144,4 +144,5 @@ class EmbeddingModel(ABC):
 
     @abstractmethod
     async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
-        """One attempt at a batch: the vectors, and how many tokens the provider counts, 0 if it does not say."""
+        """Make one attempt at a batch. Returns the vectors, and how many tokens the provider counts, 0 if it does not
+        say."""

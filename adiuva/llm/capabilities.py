@@ -1,10 +1,10 @@
 """Capabilities of an endpoint for a model, learnt from its refusals and remembered by all processes.
 
 Endpoints with the OpenAI API differ in what they take: schemas, JSON mode, streams, usage in streams, a temperature,
-tools. A refused request (400 or 422) is sent again without what the refusal names, in whatever words, or without all of
-it if it names nothing; without tools only if that does not help, and never once the endpoint has taken some. What was
-left out without being named is a suspect: later requests try it again, one thing at a time, so that a feature that
-works is not lost for good.
+tools. A refused request (400 or 422) is sent again without the features that the refusal names, in whatever words, or
+without all of them if it names none. Tools are left out only if that does not help, and never once the endpoint has
+taken some. A feature that was left out without being named is a suspect: later requests try it again, one feature at a
+time, so that a working feature is not lost for good.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Feature(StrEnum):
-    """A part of a request that some endpoints refuse, and that a request can do without."""
+    """Part of a request that some endpoints refuse, and that a request can do without."""
 
     STREAM = "stream"
     STREAM_USAGE = "stream_options"
@@ -52,7 +52,7 @@ _WORDS: Final = {
     Feature.SYSTEM_ROLE: ("system role", "system message", "system prompt"),
     Feature.TOOLS: ("tool", "function call"),
 }
-# What a fact says of a feature. A suspect is left out like what is refused, and tried again.
+# The values of a fact about a feature. A suspect is left out like a refused feature, and tried again.
 _REFUSED: Final = "refused"
 _SUSPECT: Final = "suspect"
 _TAKEN: Final = "taken"
@@ -60,7 +60,7 @@ _UNKNOWN: Final = ""
 
 
 def used_features(request: ModelRequest, *, streams: bool, refused: Features) -> Features:
-    """The features of a request once the refused ones are left out."""
+    """Return the features of a request without the refused ones."""
     used: set[Feature] = set()
     if streams and Feature.STREAM not in refused:
         used |= {Feature.STREAM, Feature.STREAM_USAGE}
@@ -80,7 +80,7 @@ def used_features(request: ModelRequest, *, streams: bool, refused: Features) ->
 async def send_adapted(
     learnt: LearntFacts, request: ModelRequest, *, streams: bool, send: Callable[[Features], Awaitable[T]]
 ) -> T:
-    """Send a request with what the endpoint takes. `send` gets what to leave out.
+    """Send a request with the features that the endpoint takes. `send` gets those to leave out.
 
     Raises ModelRejected with the first refusal if the request is refused whatever is left out.
     """
@@ -106,7 +106,7 @@ async def send_adapted(
             )
             sheddable = used - ({Feature.TOOLS} & taken)
             if on_trial in used:
-                more, why = frozenset({on_trial}), _REFUSED  # for the second time: it was the reason
+                more, why = frozenset({on_trial}), _REFUSED  # refused for the second time, so it was the reason
             elif named := next(
                 (each for each in _WORDS if each in sheddable and _names(refusal, each)), None
             ):
@@ -143,8 +143,8 @@ def _names(refusal: ModelRejected, feature: Feature) -> bool:
 
 
 def messages_for(request: ModelRequest, refused: Features) -> Sequence[Message]:
-    """The request's messages, with the schema in the prompt for an endpoint that takes none, and likewise without a
-    system message, or without calls of tools."""
+    """Return the request's messages. For an endpoint that takes no schemas, system messages or calls of tools, they
+    have the schema in the prompt, no system message, or no calls."""
     messages = request.messages
     if request.tools and Feature.TOOLS in refused:
         messages = told_of_no_tools(messages)
@@ -154,7 +154,7 @@ def messages_for(request: ModelRequest, refused: Features) -> Sequence[Message]:
 
 
 def response_format_for(request: ModelRequest, refused: Features) -> dict[str, Any] | None:
-    """The API's response_format: the schema, or JSON mode, or nothing."""
+    """Return the API's response_format: the schema, or JSON mode, or nothing."""
     if request.schema is None:
         return None
     if Feature.SCHEMA not in refused:
@@ -164,5 +164,5 @@ def response_format_for(request: ModelRequest, refused: Features) -> dict[str, A
 
 
 def tools_for(request: ModelRequest, refused: Features) -> Sequence[Tool] | None:
-    """The tools that the request may offer; None without any."""
+    """Return the tools that the request may offer; None without any."""
     return request.tools if request.tools and Feature.TOOLS not in refused else None

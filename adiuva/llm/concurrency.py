@@ -2,7 +2,7 @@
 
 The limit grows with each answer that began soon and is halved when the endpoint times out or refuses for being busy
 (additive increase, multiplicative decrease). A cloud provider soon gets all that ADIUVA_MODEL_CONCURRENCY allows, a
-local server with two slots about what keeps it busy. The processes that ask share one limit through Redis, in equal
+local server with two slots about what keeps it busy. The asking processes share one limit through Redis, in equal
 parts; one round trip a second tells each its part. While Redis is away each process goes on with what it knows.
 """
 
@@ -27,17 +27,17 @@ from adiuva.llm import errors
 
 # The limit at an endpoint that nobody has asked yet.
 FIRST_LIMIT: Final = 4
-# For all processes together.
+# The maximum for all processes together.
 _HIGHEST_LIMIT: Final = 1_024
 _SYNC_INTERVAL_S: Final = 1.0
-# An answer that begins within this share of the silence that is allowed leaves room for one more at a time; one that
-# takes longer than the second share was close to being given up.
+# An answer that begins within this share of the allowed silence leaves room for one more at a time; one that takes
+# longer than the second share was close to being given up.
 _SOON: Final = 1 / 8
 _LATE: Final = 1 / 2
 
 # KEYS: the endpoint's state, the processes that ask it. ARGV: id, answers that began soon, 1 if the limit must be
 # halved, first limit, highest limit. Returns the limit and the number of processes. A process that has not come back
-# for 10 s counts no more. The limit is halved once in 5 s at most, since all that wait fail together.
+# for 10 s no longer counts. The limit is halved at most once in 5 s, since all waiting answers fail together.
 _SYNC: Final = """
 local now = tonumber(redis.call('TIME')[1])
 local limit = tonumber(redis.call('HGET', KEYS[1], 'limit') or ARGV[4])
@@ -60,7 +60,7 @@ log = structlog.get_logger(__name__)
 
 
 class AdaptiveLimit:
-    """This event loop's part of the limit at one endpoint."""
+    """Part of the limit at one endpoint that belongs to this event loop."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -78,12 +78,12 @@ class AdaptiveLimit:
 
     @property
     def allowed(self) -> int:
-        """Answers that may be under way here at once."""
+        """Return how many answers may be in progress here at once."""
         return max(1, min(math.ceil(self._part), settings.MODEL_CONCURRENCY))
 
     @property
     def allowed_per_caller(self) -> int:
-        """The number of those answers that one caller may have. A quarter is left to other callers.
+        """Return how many of those answers one caller may have. A quarter is left to other callers.
 
         So calls that hang keep nobody else waiting. One or two places cannot be shared: FairLimit lends one more.
         """
@@ -92,7 +92,7 @@ class AdaptiveLimit:
 
     @asynccontextmanager
     async def slot(self, caller: Hashable = None) -> AsyncIterator[Callable[[], None]]:
-        """Wait for a place, by turns with other callers, and hold it. Who holds it tells when the answer begins.
+        """Wait for a place, by turns with other callers, and hold it. The holder reports when the answer begins.
 
         An error by which the endpoint shows that it is busy lowers the limit.
         """
@@ -127,7 +127,7 @@ class AdaptiveLimit:
             self._set_part(self._part + (1 / self._part if self._was_lowered else 1))
 
     async def aclose(self) -> None:
-        """Stop asking, so that the others have this loop's part at once."""
+        """Stop asking, so that the others get this loop's part at once."""
         if self._sync is not None:
             self._sync.cancel()
             await asyncio.gather(self._sync, return_exceptions=True)
@@ -171,7 +171,7 @@ class AdaptiveLimit:
             return
         self._is_redis_away = False
         part = float(limit) / int(askers)
-        # What was learnt during the round trip is told with the next one.
+        # The next round trip reports what was learnt during this one.
         part += self._soon / part if self._was_lowered else self._soon
         self._set_part(part / 2 if self._must_halve else part)
 

@@ -34,18 +34,19 @@ from adiuva.llm.types import (
 )
 
 _LEAST_ANSWER_TOKENS = 64
-# An answer may take so many times the silence that is allowed: a stream of blanks would go on for ever.
+# An answer may take so many times the allowed silence; otherwise a stream of blanks would go on for ever.
 _LONGEST_ANSWER = 10
 
 
 class EndpointChat(ChatModel):
     """Base of the clients of endpoints. Each makes single attempts: `_complete_once`, `_stream_once`."""
 
-    # Whether whole answers are read from a stream too: then only silence ends the wait for a long one.
+    # True if whole answers are read from a stream too: then only silence ends the wait for a long one.
     reads_whole_answers_from_streams = False
 
     def __init__(self, name: str, endpoint: str, *, keeps_thoughts_apart: bool) -> None:
-        """`keeps_thoughts_apart`: this endpoint is known never to send a model's thoughts as its answer."""
+        """Make a client. `keeps_thoughts_apart`: this endpoint is known never to send a model's thoughts as its
+        answer."""
         super().__init__(name, endpoint)
         self._learnt = learnt_facts(endpoint, name)
         self._window = ContextWindow(self._learnt)
@@ -138,8 +139,8 @@ class EndpointChat(ChatModel):
         temperature: float | None,
         size: int | None = None,
     ) -> tuple[ModelRequest, int]:
-        """The request and its size in bytes. Its answer gets no more than what the window has left: some servers refuse
-        a request that could not be answered in full length."""
+        """Return the request and its size in bytes. Its answer gets no more than the window has left, because some
+        servers refuse a request that could not be answered in full length."""
         ordered = in_strict_order(messages if tools else calls_in_words(messages))
         request = ModelRequest(ordered, tools, schema, max_tokens, temperature)
         if size is None:
@@ -190,7 +191,7 @@ class EndpointChat(ChatModel):
     async def _begin_stream(
         self, request: ModelRequest, on_text: OnText | None
     ) -> AsyncGenerator[list[Delta], None]:
-        """A stream whose first deltas have arrived, so that the endpoint has taken the request."""
+        """Return a stream with its first deltas, which show that the endpoint has taken the request."""
 
         async def begin(refused: Features) -> AsyncGenerator[list[Delta], None]:
             source = self._requests.stream(request, partial(self._stream_once, request, refused), on_text)
@@ -205,20 +206,20 @@ class EndpointChat(ChatModel):
 
     @abstractmethod
     async def _complete_once(self, request: ModelRequest, refused: Features) -> Reply:
-        """One attempt at a whole answer, without the features that the endpoint refuses."""
+        """Make one attempt at a whole answer, without the features that the endpoint refuses."""
 
     @abstractmethod
     def _stream_once(
         self, request: ModelRequest, refused: Features, on_text: OnText | None = None
     ) -> AsyncGenerator[list[Delta], None]:
-        """One attempt at a stream, without the features that the endpoint refuses. Text behind the first deltas may go
-        to `on_text` as it arrives, instead of being yielded."""
+        """Make one attempt at a stream, without the features that the endpoint refuses. Text behind the first deltas
+        may go to `on_text` as it arrives, instead of being yielded."""
 
 
 async def _chain(
     first: list[Delta] | None, rest: AsyncGenerator[list[Delta], None], *, lacks_tools: bool
 ) -> AsyncGenerator[list[Delta], None]:
-    """All deltas of a stream. Its finish says whether the request went without its tools."""
+    """Yield all deltas of a stream. Its finish says whether the request went without its tools."""
     async with aclosing(rest):
         if first is not None:
             yield _marked(first, lacks_tools)

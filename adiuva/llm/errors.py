@@ -20,9 +20,9 @@ REQUEST_PARTS: Final = (
 _TOO_LONG: Final = (
     "context_length", "context length", "context window", "context size", "maximum context", "prompt is too long",
 )  # fmt: skip
-# What servers say when the model's chat template refuses the messages: some with a status of 500, as if it would pass.
+# Servers' words when the model's chat template refuses the messages: some use status 500, as if it would pass.
 _TEMPLATE: Final = ("jinja", "chat template", "chat_template", "raise_exception", "roles must alternate")
-# What some say with a status of 400. LiteLLM's proxy looks for a key that it does not know in a database that it may
+# Words of refusals with a status of 400. LiteLLM's proxy looks for a key that it does not know in a database that it may
 # not have, and calls a model that it does not have invalid.
 _BAD_KEY: Final = (
     "no_db_connection",
@@ -35,13 +35,14 @@ _NO_MODEL: Final = (
     "model_not_found", "invalid model name", "invalid model:", "not a valid model", "no such model", "unknown model",
     "model not found",
 )  # fmt: skip
-# What OpenRouter says with a status of 404 of a model that it has.
+# OpenRouter's words, with a status of 404, for a model that it has.
 _NO_TOOLS: Final = ("support tool use", "support tools", "support function calling")
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 
 
 class ModelError(AdiuvaError):
-    """`transient`: the same request may succeed later. `retry_after`: seconds that the provider asks for."""
+    """Error of a model. `transient`: the same request may succeed later. `retry_after`: seconds that the provider asks
+    for."""
 
     code, status = "model_error", 502
     transient = False
@@ -58,7 +59,8 @@ class ModelNotConfigured(ModelError):
 
 
 class BudgetSpent(ModelError):
-    """There is no money left for this request, so it was not made. `retry_at`: when there is, if that is known."""
+    """Error for a request without money left for it, which was not made. `retry_at`: when there is money, if that is
+    known."""
 
     code, status = "budget_spent", 402
     retry_at: dt.datetime | None = None
@@ -71,7 +73,8 @@ class BudgetSpent(ModelError):
 
 
 class WorkBudgetSpent(BudgetSpent):
-    """This piece of work has cost as much as one may, though the month has money left. The request was not made."""
+    """Error for a piece of work that has cost as much as one may, though the month has money left. The request was not
+    made."""
 
     code = "work_budget_spent"
 
@@ -80,7 +83,7 @@ class WorkBudgetSpent(BudgetSpent):
 
 
 class PriceMissing(ModelError):
-    """The model has no price, and what models may cost is limited. So it was not asked."""
+    """Error for a model without a price where costs are limited. It was not asked."""
 
     code, status = "model_price_missing", 503
 
@@ -104,14 +107,14 @@ class ModelTimeout(ModelError):
 
 
 class ModelInterrupted(ModelError):
-    """The answer broke off: what arrived is incomplete."""
+    """Error for an answer that broke off: what arrived is incomplete."""
 
     code, status = "model_interrupted", 502
     transient = True
 
 
 class ModelRejected(ModelError):
-    """The provider refused the request; repeating it is useless."""
+    """Error for a request that the provider refused; repeating it is useless."""
 
     code, status = "model_rejected", 502
 
@@ -119,14 +122,14 @@ class ModelRejected(ModelError):
         self, message: str, *, about_request: bool = False, named: frozenset[str] = frozenset()
     ) -> None:
         super().__init__(message)
-        # Whether it is what the request holds that was refused, and not the key, the model or the account.
+        # True if the content of the request was refused, and not the key, the model or the account.
         self.about_request = about_request
         # The parts of a request that the provider's text names.
         self.named = named
 
 
 class ModelContextExceeded(ModelRejected):
-    """The request does not fit the model's context window, of `window` tokens (0: not said)."""
+    """Error for a request that does not fit the model's context window, of `window` tokens (0: not said)."""
 
     code = "model_context_exceeded"
 
@@ -136,13 +139,13 @@ class ModelContextExceeded(ModelRejected):
 
 
 class ModelGarbled(ModelError):
-    """The answer is not one of a model endpoint: no JSON, the wrong shape, or endless."""
+    """Error for an answer that is not one of a model endpoint: no JSON, the wrong shape, or endless."""
 
     code, status = "model_garbled", 502
 
 
 class ModelEmpty(ModelError):
-    """The model answered with nothing that could be shown or carried out, and did so again when it was asked again."""
+    """Error for an answer with nothing to show or carry out, again after the model was asked again."""
 
     code, status = "model_empty", 502
 
@@ -151,7 +154,7 @@ class ModelEmpty(ModelError):
 
 
 class BadOutput(ModelError):
-    """The model answered, but not with JSON. `text` is its answer: content, never to be logged.
+    """Error for an answer without JSON. `text` is the answer: content, never to be logged.
 
     `cut` holds the whole parts of a JSON value that breaks off at the end of the answer, None if none does.
     """
@@ -170,7 +173,7 @@ def not_configured(variable: str) -> ModelNotConfigured:
 def from_status(
     status: int, body: Any = None, headers: Mapping[str, str] | None = None, *, text: str = ""
 ) -> ModelError:
-    """The error for an HTTP status that is not a success. Only a short error code is kept of the body."""
+    """Return the error for an HTTP status that is not a success. It keeps only a short error code of the body."""
     detail = body.get("error", body) if isinstance(body, dict) else {}
     detail = detail if isinstance(detail, dict) else {}
     named = (detail.get("code"), detail.get("type"))
@@ -225,7 +228,7 @@ def from_status(
 
 
 def from_error_object(detail: Any) -> ModelError:
-    """The error for an error object inside an answer with a success status."""
+    """Return the error for an error object inside an answer with a success status."""
     detail = detail if isinstance(detail, dict) else {}
     status = detail.get("code", detail.get("status"))
     if isinstance(status, str) and status.isdigit():
@@ -233,7 +236,7 @@ def from_error_object(detail: Any) -> ModelError:
     if isinstance(status, int) and not isinstance(status, bool) and 400 <= status < 600:
         error = from_status(status, {"error": {**detail, "code": detail.get("type")}})
         if isinstance(error, ModelRejected):
-            error.about_request = False  # it was taken: the answer had begun
+            error.about_request = False  # the request was taken, since the answer had begun
         return error
     word = next((w for w in (detail.get("code"), detail.get("type")) if _is_code(w)), "no code given")
     if word == "rate_limit_exceeded":
@@ -248,7 +251,8 @@ def _is_code(value: Any) -> bool:
 
 
 def _context_window(detail: Mapping[str, Any], words: str) -> int:
-    """The window in tokens if a refusal says that the request is too long for it, -1 if it does not say how large.
+    """Return the window in tokens if a refusal says that the request is too long for it, -1 if it does not say how
+    large.
 
     llama.cpp gives a field for it; others say it in their text.
     """

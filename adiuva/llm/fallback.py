@@ -1,4 +1,4 @@
-"""A model with others behind it, for when it cannot answer."""
+"""Model with others behind it, for when it cannot answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adiuva.llm.base import ChatModel
 from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.types import Delta, Message, OnText, Reply, Schema, Tool
 
-# For so long a model that could not answer is not the first to be asked.
+# A model that could not answer is not the first to be asked for so long.
 _AVOIDED_FOR_S: Final = 30.0
 
 T = TypeVar("T")
@@ -23,19 +23,19 @@ log = structlog.get_logger(__name__)
 
 
 def can_another_answer(error: errors.ModelError) -> bool:
-    """Return whether the fault lies with the model or its account, and not with what is asked of it."""
+    """Return whether the fault lies with the model or its account, and not with the request."""
     if isinstance(error, errors.ModelRejected):
         return not error.about_request and not isinstance(error, errors.ModelContextExceeded)
     return isinstance(error, (errors.ModelUnavailable, errors.ModelRateLimited, errors.ModelTimeout))
 
 
 class FallbackChat(ChatModel):
-    """Asks the models in order until one begins to answer. Its name is the first one's.
+    """Model that asks several in order until one begins to answer. Its name is the first one's.
 
-    Its window is that of the model which is asked next: a request that the one standing in refuses as too long is
-    fitted into that one's window, and the first one's stays as it is.
+    Its window is that of the model which is asked next. If a fallback refuses a request as too long, the request is
+    fitted into the fallback's window, and the first model's stays as it is.
 
-    All are of one provider, so that what a memory policy or a receipt says of the first one holds for all.
+    All belong to one provider, so that a memory policy or a receipt for the first one holds for all.
     """
 
     def __init__(self, models: Sequence[ChatModel]) -> None:
@@ -85,7 +85,7 @@ class FallbackChat(ChatModel):
         size: int | None = None,
         on_text: OnText | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
-        """As a model's own. Another one takes over only before the first delta."""
+        """Stream as a model does. Another model takes over only before the first delta."""
         is_shown = False
 
         def show(text: str) -> None:
@@ -119,7 +119,8 @@ class FallbackChat(ChatModel):
     async def _first_that_answers(
         self, ask: Callable[[ChatModel], Awaitable[T]], has_begun: Callable[[], bool] = lambda: False
     ) -> T:
-        """Raises the first model's error if none answers, or the error of one that had begun to."""
+        """Return the first stream that begins. Raises the first model's error if none answers, or the error of one that
+        had begun to."""
         failure: errors.ModelError | None = None
         for model in self._in_order():
             try:
@@ -137,6 +138,6 @@ class FallbackChat(ChatModel):
         raise failure
 
     def _in_order(self) -> Iterator[ChatModel]:
-        """All of them, those that have just failed last."""
+        """Return all models, those that have just failed last."""
         now = time.monotonic()
         yield from sorted(self.models, key=lambda model: self._avoided_until[model] > now)

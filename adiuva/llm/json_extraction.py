@@ -1,6 +1,6 @@
 """Finds JSON in a model's text, inside code fences, explanations or a reasoning model's thoughts.
 
-Comments and trailing commas are read over. A value that the text breaks off in is never taken for a whole one: its
+Comments and trailing commas are skipped. A value that breaks off at the end of the text never counts as whole: its
 whole items are found separately (`JsonReading.cut`), so that the caller can ask for the rest.
 """
 
@@ -19,7 +19,7 @@ from adiuva.llm.types import Message, Schema
 # NaN and Infinity are not JSON; a model that writes them means null. Line breaks in strings are not JSON either, but
 # models write them and mean them.
 _DECODER: Final = json.JSONDecoder(parse_constant=lambda _: None, strict=False)
-# What may begin a value, or a reasoning model's thoughts, or end them.
+# The beginnings of a value or of a reasoning model's thoughts, and the ends of thoughts.
 _OPENING: Final = re.compile(r"""(?P<think><think>)|(?P<thought></think>)|\{\s*["}/]|\[\s*[\[{"\dtfn\]/-]""")
 _STRING_COMMENT_OR_COMMA: Final = re.compile(
     r'(?P<string>"(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL
@@ -27,18 +27,18 @@ _STRING_COMMENT_OR_COMMA: Final = re.compile(
 # Each failed attempt costs a pass over the text before it; each attempt without comments, one over all of it.
 _MAX_ATTEMPTS: Final = 2_000
 _MAX_MENDED: Final = 3
-# What is left of a number, a word or an escape that breaks off: no longer than "-Infinity", and no sign of structure.
+# The rest of a number, a word or an escape that breaks off: no longer than "-Infinity", and without signs of structure.
 _BROKEN_TOKEN: Final = re.compile(r"""[^{}\[\]",:\s]{0,12}\Z""")
 _SPACE: Final = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
 class JsonReading:
-    """The JSON found in a text: whole objects and arrays in their order, and the whole parts of one that breaks off.
+    """JSON found in a text: whole objects and arrays in their order, and the whole parts of one that breaks off.
 
-    `longest` is the place of the value with the longest text. `cut` is an object with the members that are whole, the
-    last of which may be an array of those of its items that are, or an array of such items. It is None if nothing
-    breaks off.
+    `longest` is the place of the value with the longest text. `cut` has the whole parts of a value that breaks off: an
+    object with its whole members, of which the last may be an array of its whole items, or an array of whole items. It
+    is None if nothing breaks off.
     """
 
     values: tuple[Any, ...]
@@ -47,7 +47,8 @@ class JsonReading:
 
 
 def find_json(text: str) -> Any:
-    """The JSON value that a text is, or else the longest object or array in it. Raises ValueError if there is none."""
+    """Return the JSON value that a text is, or else the longest object or array in it. Raises ValueError if there is
+    none."""
     found = read_json(text)
     if not found.values:
         raise ValueError("there is no JSON value in the text")
@@ -55,12 +56,12 @@ def find_json(text: str) -> Any:
 
 
 def read_json(text: str) -> JsonReading:
-    """All values of a text. Thoughts do not count. It raises nothing."""
+    """Return all values of a text. Thoughts do not count. It raises nothing."""
     try:
         return JsonReading((loads(text),))
     except ValueError:
         pass
-    values: list[tuple[int, Any]] = []  # each with the length of its text
+    values: list[tuple[int, Any]] = []  # each value with the length of its text
     cut: dict[str, Any] | list[Any] | None = None
     place, mended = 0, 0
     for _ in range(_MAX_ATTEMPTS):
@@ -98,11 +99,11 @@ def read_json(text: str) -> JsonReading:
 
 
 class _Cut:
-    """The value breaks off at the end of the text."""
+    """Error for a value that breaks off at the end of the text."""
 
 
 def _decode(text: str, start: int) -> tuple[Any, int | _Cut | None]:
-    """The value that begins at `start`, and its end; None: it is no JSON."""
+    """Return the value that begins at `start`, and its end; None if it is no JSON."""
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -115,8 +116,8 @@ def _decode(text: str, start: int) -> tuple[Any, int | _Cut | None]:
 
 
 def _after_malformed(text: str, start: int) -> int:
-    """Return where to look on behind something that looked like JSON and is not:
-    at the error, or at a tag before it."""
+    """Return where to look on behind something that looked like JSON and is not: at the error, or at a tag before
+    it."""
     try:
         _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -127,12 +128,12 @@ def _after_malformed(text: str, start: int) -> int:
 
 
 def _blank(match: re.Match[str]) -> str:
-    """A string as it is; a comment or a trailing comma as blanks, so that all else keeps its place."""
+    """Return a string as it is, and a comment or a trailing comma as blanks, so that all else keeps its place."""
     return match[0] if match["string"] else " " * len(match[0])
 
 
 def _whole_parts(text: str, start: int) -> dict[str, Any] | list[Any]:
-    """The whole members or items of an object or array that breaks off."""
+    """Return the whole members or items of an object or array that breaks off."""
     if text[start] == "[":
         return _whole_items(text, start)
     found: dict[str, Any] = {}
@@ -170,7 +171,7 @@ def _is_whole(text: str, value: Any, end: int) -> bool:
 
 
 def _skip(text: str, place: int, sign: str) -> int:
-    """The place behind blanks and one `sign`, if it is there."""
+    """Return the place behind blanks and one `sign`, if it is there."""
     place = _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it matches always
     if sign and text.startswith(sign, place):
         place = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
@@ -178,7 +179,7 @@ def _skip(text: str, place: int, sign: str) -> int:
 
 
 def with_schema_in_prompt(messages: list[Message], schema: Schema) -> list[Message]:
-    """The messages for an endpoint without response_format: the schema is added to the system message."""
+    """Return the messages for an endpoint without response_format, with the schema in the system message."""
     wish = (
         f"Answer with one JSON value that fits this JSON Schema, named {schema.name!r}, and with nothing "
         f"else: no explanation, no code fence.\n{orjson.dumps(dict(schema.body)).decode()}"

@@ -24,20 +24,20 @@ log = structlog.get_logger(__name__)
 
 
 class LearntFacts:
-    """The facts of one model at one endpoint, as far as this process has read or noted them."""
+    """Facts about one model at one endpoint, as far as this process has read or noted them."""
 
     def __init__(self, endpoint: str, model: str) -> None:
         self.endpoint, self.model = endpoint, model
         self._key = redis_key(endpoint, model)
         self._facts: dict[str, str] = {}
-        self._named: dict[str, frozenset[str]] = {}  # by value, found out once until facts change
+        self._named: dict[str, frozenset[str]] = {}  # by value, computed once until facts change
         self._read_at = 0.0
 
     def get(self, name: str) -> str:
         return self._facts.get(name, "")
 
     def named(self, value: str) -> frozenset[str]:
-        """The names of the facts that have this value."""
+        """Return the names of the facts that have this value."""
         if (names := self._named.get(value)) is None:
             names = frozenset(name for name, known in self._facts.items() if known == value)
             self._named[value] = names
@@ -48,7 +48,7 @@ class LearntFacts:
         self._named.clear()
 
     async def read(self) -> None:
-        """Take over what other processes have learnt, once a minute."""
+        """Read once a minute what other processes have learnt."""
         if time.monotonic() < self._read_at:
             return
         self._read_at = time.monotonic() + _READ_AGAIN_AFTER_S
@@ -63,7 +63,7 @@ class LearntFacts:
         self._know({name.decode(): value.decode() for name, value in found.items()})
 
     async def note(self, facts: Mapping[str, str]) -> None:
-        """Keep facts, each beside those of other names."""
+        """Keep facts beside those of other names."""
         changed = {name: value for name, value in facts.items() if self._facts.get(name) != value}
         if not changed:
             return
@@ -94,7 +94,7 @@ _is_redis_away = False
 
 
 def learnt_facts(endpoint: str, model: str) -> LearntFacts:
-    """Return what this process knows of a model at an endpoint: one object for all that ask."""
+    """Return what this process knows of a model at an endpoint: one object for all callers."""
     return _facts.setdefault((endpoint, model), LearntFacts(endpoint, model))
 
 

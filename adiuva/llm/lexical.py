@@ -11,14 +11,14 @@ LEXICAL: Final = "lexical"
 
 
 class LexicalEmbeddings(EmbeddingModel):
-    """The default if no embedding model is configured. A vector takes a fraction of a millisecond."""
+    """Default model if no embedding model is configured. A vector takes a fraction of a millisecond."""
 
     def __init__(self) -> None:
         super().__init__(LEXICAL, "")
         self.provider = ""  # nothing leaves this server
 
     def embed_now(self, text: str, key: bytes = b"") -> list[float]:
-        """The vector; with a key, comparable only with those of the same key."""
+        """Return the vector; with a key, it is comparable only with those of the same key."""
         return lexical_embedding.embed(text, key)
 
     async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:

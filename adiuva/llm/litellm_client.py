@@ -36,11 +36,11 @@ async def _litellm() -> Any:
 def _import() -> Any:
     os.environ.setdefault(
         "LITELLM_LOCAL_MODEL_COST_MAP", "True"
-    )  # otherwise it downloads a price list at import
+    )  # without this it downloads a price list at import
     litellm: Any = importlib.import_module("litellm")
-    litellm.suppress_debug_info = True  # otherwise it prints advice when an error occurs
+    litellm.suppress_debug_info = True  # without this it prints advice when an error occurs
     litellm.telemetry = False
-    # It stops a stream that repeats a chunk, but a table's rule or a row of blanks is legitimate.
+    # Otherwise it stops a stream that repeats a chunk, but a table's rule or a row of blanks is legitimate.
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize
     return litellm
 
@@ -116,13 +116,14 @@ class LiteLLMChat(EndpointChat):
             "response_format": response_format_for(request, refused),
             "max_tokens": None if Feature.MAX_TOKENS in refused else request.max_tokens,
             "temperature": None if Feature.TEMPERATURE in refused else request.temperature,
-            # With tools it would import the mcp package, which is not installed, for a gateway that we do not use.
+            # For requests with tools it would import the mcp package, which is not installed, for a gateway that we do
+            # not use.
             "_skip_mcp_handler": True,
         }
         if any(family in self.name for family in ("anthropic", "claude")):
             # Anthropic caches only what is marked; tools stand before the system message and are cached with it.
             given["cache_control_injection_points"] = [{"location": "message", "role": "system"}]
-        # Not as LiteLLM's extra_body, which it sends to some providers as a field of that name.
+        # Not as LiteLLM's extra_body, because it sends that to some providers as a field of that name.
         extras = settings.MODEL_EXTRAS
         return extras | self._address | {key: value for key, value in given.items() if value is not None}
 
@@ -148,7 +149,8 @@ def _endpoint(name: str, api_base: str) -> str:
 
 
 def _connection_options(api_base: str, api_key: str) -> dict[str, Any]:
-    """Address, key and timeout. LiteLLM's retries are off: ours respect Retry-After, and both would multiply."""
+    """Return address, key and timeout. LiteLLM's retries are off, because ours respect Retry-After, and both would
+    multiply."""
     return {
         "api_base": api_base or None,
         "api_key": api_key or None,
@@ -159,7 +161,7 @@ def _connection_options(api_base: str, api_key: str) -> dict[str, Any]:
 
 
 def _model_error(error: Exception) -> errors.ModelError:
-    """Our error for one of LiteLLM's, whose text is dropped because it may hold the prompt or the key."""
+    """Return our error for one of LiteLLM's. The text is dropped, because it may hold the prompt or the key."""
     kind = type(error).__name__
     if isinstance(error, TimeoutError) or kind in {"Timeout", "APITimeoutError"}:
         return errors.ModelTimeout("the model did not answer in time")

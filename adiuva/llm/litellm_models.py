@@ -11,9 +11,9 @@ import orjson
 
 
 def listed_entry(model: str) -> Mapping[str, Any]:
-    """Return what the list says of a model by its LiteLLM name, with or without the provider; empty if it is not there.
+    """Return the list's entry for a model by its LiteLLM name, with or without the provider; empty if there is none.
 
-    It reads 3 MB: call it in a thread, and keep what it gave.
+    It reads 3 MB: call it in a thread, and keep the result.
     """
     spec = importlib.util.find_spec("litellm")  # found, not imported
     for folder in (spec.submodule_search_locations or []) if spec else []:

@@ -14,7 +14,7 @@ _DEFAULT_BASE: Final = f"http://127.0.0.1:{DEFAULT_PORT}/v1"
 
 
 class LocalEmbeddings(EmbeddingModel):
-    """`api_base` is the process's address; "" stands for its default port."""
+    """Embeddings of the local process. `api_base` is its address; "" stands for its default port."""
 
     def __init__(self, api_base: str) -> None:
         self._endpoint = Endpoint(api_base or _DEFAULT_BASE, "")
@@ -24,7 +24,7 @@ class LocalEmbeddings(EmbeddingModel):
     async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
         body = {
             "model": MODEL,
-            # A lone surrogate is no text that JSON could carry.
+            # JSON cannot carry a lone surrogate.
             "input": [text.encode("utf-8", "replace").decode() for text in texts],
         }
         answer = await self._endpoint.post_json("embeddings", body)

@@ -1,6 +1,6 @@
-"""Messages in the forms that every chat template takes.
+"""Messages in forms that every chat template takes.
 
-One system message first, then user and assistant by turns; and, where no tools are offered, no calls of tools.
+They have one system message first, then user and assistant by turns, and no calls of tools if no tools are offered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NO_TOOLS: Final = (
 
 
 def in_strict_order(messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages with all system texts in one message at the beginning, and no role twice in a row.
+    """Return the messages with all system texts in one message at the beginning, and no role twice in a row.
 
     Tool calls and their results stay as they are. Messages that are in order are returned unchanged.
     """
@@ -55,7 +55,7 @@ def in_strict_order(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def without_system_role(messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages for a template that knows no system role: its text opens the first message of the user."""
+    """Return the messages for a template that knows no system role: its text opens the first message of the user."""
     if not messages or messages[0]["role"] != "system":
         return messages
     system, *rest = messages
@@ -65,8 +65,8 @@ def without_system_role(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def calls_in_words(messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages with calls of tools and their results as texts, for a request that offers no tools: some providers
-    refuse calls there. Messages without calls are returned unchanged."""
+    """Return the messages with calls of tools and their results as texts. Some providers refuse calls in a request that
+    offers no tools. Messages without calls are returned unchanged."""
     if not any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
         return messages
     told: list[Message] = []
@@ -86,7 +86,7 @@ def calls_in_words(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def told_of_no_tools(messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages of a request whose tools are left out, which is said to the model in the last one of the user."""
+    """Return the messages of a request without its tools. The user's last message tells the model so."""
     told = list(in_strict_order(calls_in_words(messages)))
     place = next((n for n in reversed(range(len(told))) if told[n]["role"] == "user"), None)
     if place is not None and isinstance(told[place].get("content"), str):

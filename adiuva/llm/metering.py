@@ -1,8 +1,9 @@
 """Counts what every request to a model uses, however it ends, for the piece of work that makes it.
 
-Whoever begins a piece of work (a turn, a run, a step of a journey, what memory does) sets a Meter for its task and the
-tasks it starts; each request adds to it what the provider says, or else an estimate: of one that was cancelled, broke
-off, or whose provider sends no usage. Requests that the provider refused cost nothing.
+The code that begins a piece of work (a turn, a run, a step of a journey, work of the memory) sets a Meter for its task
+and the tasks it starts. Each request adds to it the usage that the provider counts. It adds an estimate if the request
+was cancelled, if its answer broke off, or if the provider sends no usage. Requests that the provider refused cost
+nothing.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.prices import Price, find_price
 from adiuva.llm.types import Delta, Finish, ModelRequest, OnText, Reply, Text, ToolCall, Usage
 
-# The first guess of an answer's bytes for each token. The ratio of requests is learnt separately
+# The first guess of an answer's bytes for each token. The ratio for requests is learnt separately
 # (adiuva.llm.context_window).
 _FIRST_BYTES_PER_TOKEN: Final = 4.0
 _BYTES_PER_TOKEN_BOUNDS: Final = (1.0, 8.0)
 _LEARNING_RATE: Final = 0.2
 _LEAST_COUNTED_TOKENS: Final = 20
-# What an answer is thought to have at most where its request does not say.
+# The assumed maximum of an answer if its request does not say.
 _UNBOUNDED_ANSWER_TOKENS: Final = 8_192
-# After these the provider has answered nothing, and bills nothing.
+# After these errors the provider has answered nothing, and bills nothing.
 _UNBILLED: Final = (errors.ModelRejected, errors.ModelRateLimited, errors.ModelUnavailable)
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class ModelUse:
-    """The use of one model. `estimated_micro` is the part of the cost that we estimated; requests to a model without a
+    """Use of one model. `estimated_micro` is the part of the cost that we estimated; requests to a model without a
     price are `unpriced` and cost nothing here."""
 
     model: str
@@ -53,7 +54,7 @@ class ModelUse:
     unpriced_calls: int = 0
 
     def add(self, usage: Usage, price: Price | None, *, is_estimated: bool) -> int:
-        """Returns what it cost."""
+        """Add a request. Returns its cost."""
         cost = price.cost_micro(usage) if price else 0
         self.calls += 1
         self.input_tokens += usage.input_tokens
@@ -73,9 +74,10 @@ class ModelUse:
 
 @dataclass(eq=False)
 class Meter:
-    """Counts what a piece of work uses. `purpose` and `agent` say what for; `is_last`: no request follows the next one.
+    """Meter of what a piece of work uses. `purpose` and `agent` say what for; `is_last`: no request follows the next
+    one.
 
-    Threads may ask for `uses` while requests of the work are still under way.
+    Threads may read `uses` while requests of the work are still in progress.
     """
 
     user_id: UUID
@@ -86,7 +88,8 @@ class Meter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     async def admit(self, model: str, most_micro: int | None) -> None:
-        """Called before each request that may cost so much at most, None if nobody knows. Raises BudgetSpent."""
+        """Admit a request that may cost at most this, None if nobody knows. It is called before each request. Raises
+        BudgetSpent."""
 
     def add(
         self, model: str, usage: Usage, price: Price | None, *, is_estimated: bool, most_micro: int | None
@@ -96,21 +99,21 @@ class Meter:
             self._uses.setdefault(model, ModelUse(model)).add(usage, price, is_estimated=is_estimated)
 
     def dismiss(self, most_micro: int | None) -> None:
-        """A request that was admitted has ended and cost nothing."""
+        """Note that an admitted request has ended and cost nothing."""
 
     def uses(self) -> list[ModelUse]:
-        """All of it so far, by model."""
+        """Return all use so far, by model."""
         with self._lock:
             return [replace(use) for use in self._uses.values()]
 
     def take(self) -> list[ModelUse]:
-        """Return what was used since the last call."""
+        """Return the use since the last call."""
         with self._lock:
             taken, self._uses = list(self._uses.values()), {}
         return taken
 
     def give_back(self, uses: Sequence[ModelUse]) -> None:
-        """Count again what was taken and could not be written."""
+        """Count again the use that was taken and could not be written."""
         with self._lock:
             for use in uses:
                 self._uses.setdefault(use.model, ModelUse(use.model)).join(use)
@@ -134,7 +137,7 @@ def current_meter() -> Meter | None:
 
 
 class AnswerRatio:
-    """The number of bytes for each token of a model's answers, learnt from the answers that it counts."""
+    """Ratio of bytes to tokens in a model's answers, learnt from the answers that it counts."""
 
     def __init__(self) -> None:
         self._bytes_per_token = _FIRST_BYTES_PER_TOKEN
@@ -150,7 +153,7 @@ class AnswerRatio:
 
 
 class RequestMeter:
-    """Meters the requests to one chat model at one endpoint."""
+    """Meter of the requests to one chat model at one endpoint."""
 
     def __init__(self, model: str, window: ContextWindow) -> None:
         self._model, self._window = model, window
@@ -162,8 +165,8 @@ class RequestMeter:
         begin: Callable[[OnText | None], AsyncGenerator[list[Delta], None]],
         on_text: OnText | None = None,
     ) -> AsyncGenerator[list[Delta], None]:
-        """The deltas of a request that `begin` makes, except for text that it gives to the function it is given, which
-        then goes to `on_text`. Raises BudgetSpent."""
+        """Yield the deltas of a request that `begin` makes. Text that the request gives to its function goes to
+        `on_text` instead. Raises BudgetSpent."""
         attempt = await self._begin(request)
 
         def count(text: str) -> None:
@@ -182,7 +185,7 @@ class RequestMeter:
         attempt.end()
 
     async def reply(self, request: ModelRequest, ask: Callable[[], Awaitable[Reply]]) -> Reply:
-        """The same for an answer that comes as a whole."""
+        """Meter a request as `stream` does, for an answer that comes as a whole."""
         attempt = await self._begin(request)
         try:
             found = await ask()
@@ -207,7 +210,7 @@ class RequestMeter:
 
 @dataclass(slots=True)
 class _Attempt:
-    """One request, from when it is made to its end."""
+    """Request, from its beginning to its end."""
 
     meter: Meter | None
     model: str
@@ -263,7 +266,7 @@ def _bytes_of(text: str) -> int:
 
 
 async def count_embedding(model: str, texts: Sequence[str], tokens: int) -> None:
-    """Count a request for vectors. `tokens` is what the provider says, 0 if it says nothing."""
+    """Count a request for vectors. `tokens` is the provider's count, 0 if it says nothing."""
     if (meter := _meter.get()) is None:
         log.debug("model.request_unmetered", model=model)
         return

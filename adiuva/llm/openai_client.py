@@ -24,9 +24,9 @@ from adiuva.llm.types import Delta, ModelRequest, OnText, Reply, Text, json_of_t
 DEFAULT_BASE = "https://api.openai.com/v1"
 _OPENAI = "api.openai.com"
 _STREAM_CONTENT_TYPES = {"text/event-stream", "text/plain", "application/octet-stream"}
-# How long to wait for usage and [DONE] after the finish reason.
+# The wait for usage and [DONE] after the finish reason.
 _AFTER_FINISH_TIMEOUT_S = 5.0
-# How long to read the rest of a finished stream, so that its connection can be used again.
+# The wait for the rest of a finished stream, so that its connection can be used again.
 _DRAIN_TIMEOUT_S = 0.2
 
 
@@ -126,7 +126,7 @@ def _stream_timeout(silence_s: float) -> aiohttp.ClientTimeout:
 
 
 def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:
-    """A whole answer, sent instead of a stream, as deltas."""
+    """Yield a whole answer, sent instead of a stream, as deltas."""
     try:
         reply = openai_format.parse_completion(openai_format.loads(raw))
     except ValueError:
@@ -135,7 +135,7 @@ def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:
 
 
 class _StreamedAnswer:
-    """An answer on its way. `on_text` gets its text as it comes; without it, the text is kept for whoever waits."""
+    """Answer on its way. `on_text` gets its text as it comes; without it, the text is kept for the waiting task."""
 
     def __init__(self) -> None:
         self.deltas = openai_format.DeltaAssembler()
@@ -144,7 +144,7 @@ class _StreamedAnswer:
         self._kept = ""
 
     def take(self, piece: bytes) -> bool:
-        """Take a piece of the stream. Returns whether there is something to do beyond showing its text."""
+        """Take a piece of the stream. Returns whether there is more to do than showing its text."""
         deltas = self.deltas
         text = deltas.text_of(self._lines.feed(piece))
         if self.on_text is None:
@@ -157,14 +157,14 @@ class _StreamedAnswer:
         self._kept += self.deltas.text_of(self._lines.close())
 
     def taken(self) -> str:
-        """The text that was kept."""
+        """Return the text that was kept."""
         kept, self._kept = self._kept, ""
         return kept
 
 
 async def _late_piece(source: Body, within_s: float) -> bytes:
-    """The next piece behind the end of an answer. A stream that stays open for so many seconds, breaks or never stops
-    counts as ended then."""
+    """Return the next piece behind the end of an answer. A stream that stays open for so many seconds, breaks or never
+    stops counts as ended then."""
     pieces: list[bytes] = []
 
     def take(piece: bytes) -> bool:

@@ -31,7 +31,7 @@ def loads(raw: bytes | str) -> Any:
 
 
 def replace_lone_surrogates(value: Any) -> Any:
-    """The JSON value with lone surrogates replaced, so that it can be stored and sent on."""
+    """Return the JSON value with lone surrogates replaced, so that it can be stored and sent on."""
     try:
         text = json.dumps(value, ensure_ascii=False)
         text.encode()
@@ -41,9 +41,10 @@ def replace_lone_surrogates(value: Any) -> Any:
 
 
 class EventStreamParser:
-    """Turns the bytes of an event stream into the data of its events, however the bytes are split.
+    """Parser that turns the bytes of an event stream into the data of its events, however the bytes are split.
 
-    Follows https://html.spec.whatwg.org/multipage/server-sent-events.html, except that a lone CR does not end a line.
+    It follows https://html.spec.whatwg.org/multipage/server-sent-events.html, except that a lone CR does not end a
+    line.
     """
 
     def __init__(self) -> None:
@@ -101,7 +102,7 @@ class EventStreamParser:
             raise errors.ModelGarbled("the model's stream holds an endless event")
 
 
-# Finish reasons that are not overridden by a later one: some providers send a second, milder reason.
+# A later finish reason does not override these: some providers send a second, milder reason.
 _FINAL_REASONS: Final = frozenset({"content_filter", "length"})
 
 
@@ -121,30 +122,31 @@ class _PartialToolCall:
 
 
 class DeltaAssembler:
-    """Turns the data of events into deltas: text at once, tool calls and the finish at the end of the stream.
+    """Assembler that turns the data of events into deltas: text at once, tool calls and the finish at the end of the
+    stream.
 
     A refusal that comes as a text of its own (`delta.refusal`) is no answer: the finish is then "content_filter".
     """
 
     def __init__(self) -> None:
-        self.done = False  # whether [DONE] has arrived
+        self.done = False  # True once [DONE] has arrived
         self.reason = ""
         self._usage = Usage()
         self._calls: list[_PartialToolCall] = []
         self._by_index: dict[Any, _PartialToolCall] = {}
 
     def feed(self, events: list[bytes]) -> list[Delta]:
-        """The text in these events as one delta. Raises the error that an error object among them describes."""
+        """Return the text in these events as one delta. Raises the error that an error object among them describes."""
         text = self.text_of(events)
         return [Text(text)] if text else []
 
     def feed_chunks(self, chunks: list[Any]) -> list[Delta]:
-        """The same for parsed chunks."""
+        """Return the text in parsed chunks as one delta."""
         text = self._text_of_chunks(chunks)
         return [Text(text)] if text else []
 
     def text_of(self, events: list[bytes]) -> str:
-        """The same as a text, "" without any."""
+        """Return the text in parsed chunks, "" without any."""
         chunks: list[Any] = []
         for data in events:
             if data == DONE:
@@ -169,7 +171,7 @@ class DeltaAssembler:
                         if text:
                             texts.append(text if type(text) is str else _text_of_parts(text))
                         if calls := delta.get("tool_calls"):
-                            # Text Generation Inference sends a call where a list of calls belongs.
+                            # Text Generation Inference sends a single call in place of a list.
                             self._take_calls([calls] if isinstance(calls, dict) else calls)
                         elif call := delta.get("function_call"):  # the form before tools
                             self._take_calls([{"function": call}])
@@ -186,7 +188,7 @@ class DeltaAssembler:
             raise errors.ModelGarbled("the model's stream holds a chunk of an unknown shape") from None
 
     def finish(self) -> list[Delta]:
-        """The tool calls and the finish. Raises ModelInterrupted if the stream broke off."""
+        """Return the tool calls and the finish. Raises ModelInterrupted if the stream broke off."""
         if not self.reason and not self.done:
             raise errors.ModelInterrupted("the model's answer broke off")
         named = [call for call in self._calls if call.name or call.arguments]
@@ -251,12 +253,12 @@ def parse_completion(body: Any) -> Reply:
 
 
 def embedding_tokens(body: Any) -> int:
-    """The tokens that an embeddings answer counts; 0 if it counts none."""
+    """Return the tokens that an embeddings answer counts; 0 if it counts none."""
     return parse_usage(body.get("usage")).input_tokens if isinstance(body, dict) else 0
 
 
 def parse_embeddings(body: Any, count: int) -> list[list[float]]:
-    """The vectors of an embeddings answer in the order of the texts, all of the same length."""
+    """Return the vectors of an embeddings answer in the order of the texts, all of the same length."""
     if isinstance(body, dict) and body.get("error"):
         raise errors.from_error_object(body["error"])
     try:
@@ -277,7 +279,7 @@ def parse_usage(body: Any) -> Usage:
         _count(body.get("prompt_tokens")),
         _count(body.get("completion_tokens")),
         _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        _count(body.get("cache_creation_input_tokens")),  # as LiteLLM has it of Anthropic
+        _count(body.get("cache_creation_input_tokens")),  # LiteLLM's name for Anthropic's count
     )
 
 
@@ -301,7 +303,8 @@ def _content(content: Any) -> str:
 
 
 def _text_of_parts(parts: Any) -> str:
-    """The text of a content that comes in parts, without thoughts and references. Raises TypeError if it does not."""
+    """Return the text of a content in parts, without thoughts and references. Raises TypeError if it does not come in
+    parts."""
     if not isinstance(parts, list):
         raise TypeError("content is a text or a list")
     return "".join(

@@ -28,8 +28,8 @@ _ABOVE: Final = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Prices of one token each: of the input, of the part of it that was cached or
-    that was written to the cache, of output."""
+    """Prices of one token each: of the input, of its cached part, of its part that was written to the cache, of
+    output."""
 
     input: int
     output: int
@@ -50,7 +50,8 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """`above`: what holds for a whole call whose input has more tokens than a number, the largest number first."""
+    """Price of a model. `above`: rates for a whole call with an input of more tokens than a number, the largest number
+    first."""
 
     rates: Rates
     above: tuple[tuple[int, Rates], ...] = ()
@@ -60,8 +61,8 @@ class Price:
         return self._rates_for(usage.input_tokens).cost_micro(usage)
 
     def most_micro(self, input_tokens: int, output_tokens: int) -> int:
-        """Return what a call may cost at most: none of its input is cached, and all
-        of it may be written to the cache."""
+        """Return the most that a call may cost: none of its input is cached, and all of it may be written to the
+        cache."""
         rates = self._rates_for(input_tokens)
         pico = input_tokens * max(rates.input, rates.written) + output_tokens * rates.output
         return -(-pico // _PICO_A_MICRO)
@@ -71,7 +72,8 @@ class Price:
 
 
 async def find_price(model: str, *, is_chat: bool = True) -> Price | None:
-    """The price of a model by its configured name; None if nobody says. The first time it reads a file, in a thread."""
+    """Return the price of a model by its configured name; None if nobody says. The first time it reads a file, in a
+    thread."""
     key = (model, is_chat, str(settings.MODEL_PRICE), str(settings.BUDGET_RATE))
     if key in _found:
         return _found[key]
@@ -79,7 +81,7 @@ async def find_price(model: str, *, is_chat: bool = True) -> Price | None:
 
 
 def price_of(model: str, *, is_chat: bool = True) -> Price | None:
-    """The same, where nobody waits for the event loop."""
+    """Return the price as `find_price` does, blocking. Call it where nobody waits for the event loop."""
     key = (model, is_chat, str(settings.MODEL_PRICE), str(settings.BUDGET_RATE))
     if key not in _found:
         configured = configured_prices(settings.MODEL_PRICE)
@@ -96,8 +98,8 @@ _found: dict[tuple[str, bool, str, str], Price | None] = {}
 
 @cache
 def configured_prices(text: str) -> Mapping[str, Price]:
-    """The prices that a setting gives: `[model=]in,out[,cached]` a million tokens, separated by `;`. "" stands for any
-    chat model that is not named. Raises ValueError."""
+    """Return the prices that a setting gives: `[model=]in,out[,cached]` a million tokens, separated by `;`. "" stands
+    for any chat model that is not named. Raises ValueError."""
     found: dict[str, Price] = {}
     for entry in filter(None, (part.strip() for part in text.split(";"))):
         model, named, numbers = entry.rpartition("=")

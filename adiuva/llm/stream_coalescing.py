@@ -1,9 +1,9 @@
-"""Batches the pieces of streamed answers in a process that handles many streams.
+"""Batching of the pieces of streamed answers in a process that handles many streams.
 
 Each piece of a stream wakes the process by itself, and most of its cost is that the caches are cold: handled right
-after another one, the same piece costs a third. Where many come, each is only put aside as it arrives, and after a
-pause all that was put aside is handed on; below that nothing waits. The more come, the longer is the pause, up to what
-lies between two words of a quick model: then some words of one stream are handed on together, and cost what one does.
+after another one, the same piece costs a third. If many pieces come, each is only put aside as it arrives, and all are
+handed on together after a pause; if few come, none waits. The more come, the longer is the pause, up to the time
+between two words of a quick model: then some words of one stream are handed on together, and cost as much as one.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _WINDOW_S: Final = 0.25
 
 
 class Paced(Protocol):
-    """What pieces arrive at. It must not raise."""
+    """Receiver of pieces. It must not raise."""
 
     # Pieces that were put aside.
     put_aside: list[bytes]
 
     def put_pieces_aside(self, is_on: bool) -> None:
-        """Return whether pieces are put aside, or handed on as they arrive."""
+        """Set whether pieces are put aside, or handed on as they arrive."""
         ...
 
     def hand_on(self) -> None:
-        """Hand on what was put aside."""
+        """Hand on the pieces that were put aside."""
         ...
 
 
 class Pacer:
-    """Of one event loop. It counts pieces, and says to all that are added whether they put them aside."""
+    """Pacer of one event loop. It counts pieces, and tells all receivers whether to put them aside."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class Pacer:
         self._all.pop(one, None)
 
     def count(self, now: float) -> None:
-        """A piece has arrived now, on the loop's clock, and is handed on at once."""
+        """Count a piece that arrives now, on the loop's clock, and is handed on at once."""
         self._arrivals += 1
         if now - self._counted_since >= _WINDOW_S:
             self._look(now)
@@ -89,5 +89,5 @@ _pacers = PerLoop(Pacer)
 
 
 def pacer() -> Pacer:
-    """The running event loop's."""
+    """Return the running event loop's pacer."""
     return _pacers.get()

@@ -1,9 +1,10 @@
-"""The body of a streamed answer, handed on as it arrives without waking a task for each piece.
+"""Body of a streamed answer, handed on as it arrives without waking a task for each piece.
 
-A chunked answer of a stream is a wake-up of the process every few milliseconds, each on cold caches. aiohttp would
-parse it, buffer it, and wake the task that reads, which then would run through all layers of its generators. So once
-aiohttp has read the headers, the bytes of the connection go straight to a StreamedBody, and from there to whoever waits
-in `pass_on`. All else stays aiohttp's: connecting, TLS, the pool, headers, answers that are not chunked or compressed.
+A chunked stream wakes the process every few milliseconds, each time on cold caches. aiohttp would parse each chunk,
+buffer it, and wake the task that reads, which would then run through all layers of its generators. So once aiohttp has
+read the headers, the bytes of the connection go straight to a StreamedBody, and from there to the task that waits in
+`pass_on`. All else stays aiohttp's: connecting, TLS, the pool, headers, and answers that are not chunked or are
+compressed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from aiohttp.client_proto import ResponseHandler
 from adiuva.llm import errors
 from adiuva.llm.stream_coalescing import pacer
 
-# What a connection may bring before its body is taken over; with more, aiohttp keeps it.
+# If a connection brings more before its body is taken over, aiohttp keeps the body.
 _MAX_HEAD_BYTES: Final = 128 * 1024
-# The bytes of a body that are kept while nobody reads it; then the connection is read no further.
+# So many bytes of a body are kept while nobody reads it; then the connection is read no further.
 _MAX_WAITING_BYTES: Final = 256 * 1024
 # The longest line with a chunk's size and extensions, or behind the last chunk.
 _MAX_LINE_BYTES: Final = 4096
@@ -35,27 +36,27 @@ Take = Callable[[bytes], bool]
 
 
 class Body(Protocol):
-    """A body that is being read."""
+    """Body that is being read."""
 
     @property
     def is_over(self) -> bool:
-        """True if nothing more comes."""
+        """Return whether nothing more comes."""
         ...
 
     async def pass_on(self, take: Take) -> bool:
-        """Give each piece to `take`, in order, until it returns True. False: the body has ended.
+        """Give each piece to `take`, in order, until it returns True. Returns False if the body has ended.
 
-        Raises what `take` raises, TimeoutError after too long a silence, ModelGarbled if it is too long, and aiohttp's
-        errors.
+        Raises the errors of `take`, TimeoutError after too long a silence, ModelGarbled if the body is too long, and
+        aiohttp's errors.
         """
         ...
 
 
 class ReadBody:
-    """A body that aiohttp reads."""
+    """Body that aiohttp reads."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], content: aiohttp.StreamReader) -> None:
-        """`chunks` yields what `content` brings."""
+        """Wrap a body. `chunks` yields the bytes of `content`."""
         self._chunks, self._content = chunks, content
 
     @property
@@ -70,7 +71,7 @@ class ReadBody:
 
 
 class ChunkDecoder:
-    """Decodes the chunked transfer coding (RFC 9112, 7.1), however its bytes are split."""
+    """Decoder of the chunked transfer coding (RFC 9112, 7.1), however its bytes are split."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -81,9 +82,9 @@ class ChunkDecoder:
         self._is_behind_chunk = False  # the line end behind a chunk has not arrived
 
     def feed(self, data: bytes) -> bytes:
-        """The part of the body in these bytes. Raises ValueError if they are not chunked."""
+        """Return the part of the body in these bytes. Raises ValueError if they are not chunked."""
         if not self._left and not self._line and not self._is_behind_chunk and self._trailers < 0:
-            # Nearly always they are one whole chunk, or some of them.
+            # The bytes nearly always are one whole chunk, or several.
             at, found = 0, []
             while True:
                 end = data.find(b"\r\n", at, at + _MAX_SIZE_DIGITS + 2)
@@ -147,11 +148,11 @@ def _size(digits: bytes) -> int:
 
 
 class StreamingProtocol(ResponseHandler):
-    """aiohttp's side of a connection, whose body a StreamedBody may take over."""
+    """aiohttp's side of a connection with a body that a StreamedBody may take over."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        # What has come since the request, so that a body can be taken over from its beginning.
+        # The bytes since the request, so that a body can be taken over from its beginning.
         self._seen: list[bytes] = []
         self._seen_bytes = 0
         self._body: StreamedBody | None = None
@@ -170,7 +171,7 @@ class StreamingProtocol(ResponseHandler):
         super().data_received(data)
 
     def put_aside(self, pieces: list[bytes] | None) -> None:
-        """Add what arrives to a list, and nothing else: no code of ours runs then. None: handle it again."""
+        """Add arriving bytes to a list, and do nothing else: no code of ours runs then. None: handle them again."""
         if pieces is None:
             vars(self).pop("data_received", None)
         else:
@@ -185,7 +186,7 @@ class StreamingProtocol(ResponseHandler):
             body.lost()
 
     def take_over(self, body: StreamedBody) -> bytes | None:
-        """Give the body what has come of it so far, and from now on all that comes. None: it stays aiohttp's."""
+        """Give the body the bytes that have come so far, and from now on all that come. None if it stays aiohttp's."""
         if self._seen_bytes > _MAX_HEAD_BYTES or self._reading_paused or not self.is_connected():
             return None
         head, found, begun = b"".join(self._seen).partition(b"\r\n\r\n")
@@ -197,7 +198,7 @@ class StreamingProtocol(ResponseHandler):
         return begun
 
     def give_back(self, content: aiohttp.StreamReader, *, is_clean: bool) -> None:
-        """The body has ended: the connection is free for another request."""
+        """Free the connection for another request, because the body has ended."""
         self._body = None
         if not is_clean:
             self.force_close()
@@ -205,7 +206,7 @@ class StreamingProtocol(ResponseHandler):
 
 
 class StreamingConnector(aiohttp.TCPConnector):
-    """aiohttp's connections, whose bodies can be taken over."""
+    """Connector of aiohttp with connections whose bodies can be taken over."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -213,7 +214,7 @@ class StreamingConnector(aiohttp.TCPConnector):
 
 
 class StreamedBody:
-    """A chunked body on its way from the connection to whoever waits in `pass_on`."""
+    """Chunked body on its way from the connection to the task that waits in `pass_on`."""
 
     def __init__(
         self, protocol: StreamingProtocol, content: aiohttp.StreamReader, *, silence_s: float, max_bytes: int
@@ -235,7 +236,7 @@ class StreamedBody:
         self._timer = self._loop.call_later(silence_s, self._check_silence)
 
     def begin(self) -> bool:
-        """Take the body over from aiohttp. False if that is not possible any more."""
+        """Take the body over from aiohttp. Returns False if that is not possible any more."""
         has_gone_on = self._content.is_eof() or self._content.exception() is not None
         begun = None if has_gone_on else self._protocol.take_over(self)
         if begun is None:
@@ -339,7 +340,7 @@ class StreamedBody:
             self._pause()
 
     def lost(self) -> None:
-        """The connection has ended before the body."""
+        """Note that the connection has ended before the body."""
         self.hand_on()
         if not self._has_ended:
             self._fail(aiohttp.ClientPayloadError("the connection has ended before the answer"))

@@ -1,4 +1,4 @@
-"""Ask a model for data by JSON schema, check the answer, and let the model repair it."""
+"""Questions to a model for data by JSON schema: the answer is checked, and the model may repair it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class UnusableAnswer(Exception):
-    """An answer that is JSON, but not what was asked for.
+    """Error for an answer that is JSON, but not what was asked for.
 
     The message is a sentence for the model that says what is wrong; it quotes nothing.
     """

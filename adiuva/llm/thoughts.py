@@ -1,9 +1,9 @@
-"""Filters reasoning that an answer closes with a tag without having opened it.
+"""Filter for reasoning that an answer closes with a tag without having opened it.
 
 Some chat templates open a thought in the prompt (`<think>`), so the answer holds only its end (`</think>`). While it
-arrives, nothing tells its thought from its answer. So it is learnt from a model's answers, for all processes. The
-answers of a model that does so are held back until the thought has ended; so is the first text of a model of which it
-is not known. If there is no thought, all of it was held back, and that is learnt.
+arrives, nothing separates its thought from its answer. So all processes learn a model's habit from its answers. The
+answers of a model with this habit are held back until the thought has ended, and so is the first text of a model with
+an unknown habit. If that one has no thought, all of it was held back, and that is learnt.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ log = structlog.get_logger(__name__)
 
 
 class ThoughtHabit:
-    """The observed habit of one model at one endpoint: whether its answers begin within a thought."""
+    """Observed habit of one model at one endpoint: whether its answers begin within a thought."""
 
     def __init__(self, facts: LearntFacts, *, is_unknown_trusted: bool = False) -> None:
-        """`is_unknown_trusted`: the endpoint is known to keep thoughts apart, so nothing has to be learnt first."""
+        """Begin with what is known. `is_unknown_trusted`: the endpoint is known to keep thoughts apart, so nothing has
+        to be learnt first."""
         self._facts = facts
         self._is_unknown_trusted = is_unknown_trusted
 
     def filter(self) -> ThoughtFilter:
-        """The filter for the next answer."""
+        """Return the filter for the next answer."""
         return ThoughtFilter(is_expected=self.is_expected, is_certain=self._facts.get(_FACT) == _UNOPENED)
 
     @property
     def is_expected(self) -> bool:
-        """True if the next answer may begin within a thought."""
+        """Return whether the next answer may begin within a thought."""
         known = self._facts.get(_FACT)
         return known == _UNOPENED or (not known and not self._is_unknown_trusted)
 
@@ -52,7 +53,7 @@ class ThoughtHabit:
             await self._note(_NONE)
 
     async def note_whole_answer(self, reply: Reply, *, is_free: bool) -> None:
-        """The same from one that was not streamed. One that had to be JSON shows nothing if it has no thought."""
+        """Learn from an answer that was not streamed. One that had to be JSON shows nothing if it has no thought."""
         if ends_unopened_thought(reply.text):
             await self._note(_UNOPENED)
         elif is_free and reply.text.strip() and reply.finish != "length":
@@ -71,9 +72,11 @@ def ends_unopened_thought(text: str) -> bool:
 
 
 class ThoughtFilter:
-    """Takes an unopened thought out of one streamed answer if one is expected, and notices one that was not.
+    """Filter that takes an unopened thought out of one streamed answer if one is expected, and notices one that was
+    not.
 
-    `is_certain`: the model is known for such thoughts, so what was cut off before the end of one is a thought.
+    `is_certain`: the model is known for such thoughts, so an answer that was cut off before the end of one is a
+    thought.
     """
 
     def __init__(self, *, is_expected: bool, is_certain: bool = False) -> None:
@@ -85,7 +88,7 @@ class ThoughtFilter:
         self._tail = ""
 
     def feed(self, deltas: list[Delta]) -> list[Delta]:
-        """The deltas that may be shown by now."""
+        """Return the deltas that may be shown by now."""
         if not self._watches:
             return deltas
         shown: list[Delta] = []
@@ -104,7 +107,7 @@ class ThoughtFilter:
         return shown
 
     def take(self, text: str) -> str:
-        """The same for a text; "" while it is held."""
+        """Return the text that may be shown by now; "" while it is held."""
         if not self._watches:
             return text
         self.has_text = self.has_text or not text.isspace()
@@ -114,7 +117,7 @@ class ThoughtFilter:
                 pass
             elif "<think" in window:
                 self._watches = (
-                    False  # a thought with a beginning, or a text about one: the sanitizer sees to it
+                    False  # a thought with a beginning, or a text about one, is the sanitizer's task
                 )
             elif _END.search(window):
                 self.is_unopened, self._watches = True, False
@@ -133,7 +136,7 @@ class ThoughtFilter:
         return ""
 
     def then(self, on_text: OnText | None) -> OnText | None:
-        """Return a function that takes text and gives what may be shown of it to `on_text`."""
+        """Return a function that takes text and gives `on_text` the part that may be shown."""
         if on_text is None:
             return None
 
@@ -149,7 +152,7 @@ class ThoughtFilter:
             self._held.clear()
 
     def _release(self) -> str:
-        """Return the text that is held, at the end of the answer or because it is no unopened thought."""
+        """Return the held text, at the end of the answer or because it is no unopened thought."""
         whole, self._watches = "".join(self._held), False
         self._held.clear()
         if (end := _END.search(whole)) and not _OPENING.match(whole):

@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Connections:
-    """The HTTP session of one event loop, and its concurrency limits by endpoint."""
+    """HTTP session of one event loop, and its concurrency limits by endpoint."""
 
     def __init__(self) -> None:
         self.limits: dict[str, AdaptiveLimit] = {}
@@ -71,7 +71,7 @@ _connections = PerLoop(_Connections)
 
 
 def session() -> aiohttp.ClientSession:
-    """The running event loop's HTTP session."""
+    """Return the running event loop's HTTP session."""
     return _connections.get().session
 
 
@@ -84,8 +84,8 @@ def concurrency_limit(endpoint: str) -> AdaptiveLimit:
 
 
 def stream_limit(endpoint: str) -> FairLimit:
-    """Return the limit of this event loop's streams from an endpoint. They do not
-    queue behind runs: people wait for them."""
+    """Return the limit of this event loop's streams from an endpoint. They do not queue behind runs, because people
+    wait for them."""
     streams = _connections.get().streams
     if endpoint not in streams:
         streams[endpoint] = FairLimit(settings.MODEL_STREAMS)
@@ -111,7 +111,8 @@ async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -
 
 
 async def with_retries(model: str, endpoint: str, attempt: Callable[[Callable[[], None]], Awaitable[T]]) -> T:
-    """The result of the first successful attempt, which calls its argument when the answer begins, if it can tell.
+    """Return the result of the first successful attempt. An attempt calls its argument when the answer begins, if it
+    can tell.
 
     The concurrency limit is held during attempts, not during pauses.
     """
@@ -127,7 +128,7 @@ async def with_retries(model: str, endpoint: str, attempt: Callable[[Callable[[]
 
 
 class Endpoint:
-    """An OpenAI-compatible address and its key, which is put into one header and nowhere else."""
+    """OpenAI-compatible address and its key, which is put into one header and nowhere else."""
 
     def __init__(self, api_base: str, api_key: str) -> None:
         try:
@@ -154,7 +155,8 @@ class Endpoint:
             return await _json(response)
 
     async def look_up(self, path: str) -> Any:
-        """GET a path beside the model's; its JSON, or None if the endpoint has no such thing or is slow to say."""
+        """GET a path beside the model's. Returns its JSON, or None if the endpoint has no such path or answers
+        slowly."""
         url = self._base.joinpath("") / path if not path.startswith("../") else self._base.parent / path[3:]
         timeout = aiohttp.ClientTimeout(total=_LOOK_UP_TIMEOUT_S)
         try:
@@ -190,7 +192,7 @@ class Endpoint:
                 # The connection returns to the pool if the body was read to its end, and is closed otherwise.
                 response.release()
         except (aiohttp.ClientError, TimeoutError) as error:
-            # Not `from error`: aiohttp's errors can hold the request's headers, which contain the key.
+            # Not `from error`, because aiohttp's errors can hold the request's headers, which contain the key.
             raise _model_error(error) from None
 
 
@@ -198,7 +200,7 @@ async def chunks(
     response: aiohttp.ClientResponse, silence_s: float | None = None
 ) -> AsyncGenerator[bytes, None]:
     """Yield the body as it is read from the socket. Raises TimeoutError when nothing arrives for `silence_s`."""
-    # Of a short answer all is there.
+    # A short answer is there as a whole.
     is_whole = response.content.is_eof()
     watch = None if silence_s is None or is_whole else _SilenceTimer(response, silence_s)
     size = 0
@@ -215,7 +217,7 @@ async def chunks(
 
 @asynccontextmanager
 async def streamed_body(response: aiohttp.ClientResponse, silence_s: float) -> AsyncIterator[Body]:
-    """The body of an answer that is to be shown as it comes.
+    """Return the body of an answer that is shown as it comes.
 
     Its readers get TimeoutError when nothing arrives for `silence_s`.
     """
@@ -235,7 +237,7 @@ async def streamed_body(response: aiohttp.ClientResponse, silence_s: float) -> A
 
 
 class _SilenceTimer:
-    """Ends the wait for a silent stream with a single timer; aiohttp's sock_read would start one per read."""
+    """Timer that ends the wait for a silent stream. aiohttp's sock_read would start one timer per read."""
 
     def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
         self._content, self._quiet_s = response.content, silence_s

@@ -37,7 +37,7 @@ Tool = Mapping[str, Any]
 
 
 class Tools(list[Tool]):
-    """Tools that many requests offer, and that are never changed: their JSON is written once."""
+    """Tools that many requests offer, and that never change: their JSON is written once."""
 
     @cached_property
     def json(self) -> bytes:
@@ -49,7 +49,7 @@ def json_of_tools(tools: Sequence[Tool]) -> bytes:
 
 
 class Schema(NamedTuple):
-    """A named JSON Schema for the answer."""
+    """JSON Schema for the answer, with a name."""
 
     name: str
     body: Mapping[str, Any]
@@ -57,10 +57,10 @@ class Schema(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts. `cached_tokens` is the part of the input that was in the provider's cache, `written_tokens` the one
-    that was put there, where providers charge for that.
+    """Token counts. `cached_tokens` is the part of the input that was in the provider's cache, `written_tokens` the
+    part that was put there, if the provider charges for that.
 
-    `model`: the configured name of the one that answered, the last one in a sum.
+    `model`: the configured name of the model that answered; in a sum, the last one.
     """
 
     input_tokens: int = 0
@@ -79,7 +79,7 @@ class Usage:
         )
 
     def by(self, model: str) -> Usage:
-        """The same, used by this model."""
+        """Return the same usage as this model's."""
         return Usage(
             self.input_tokens, self.output_tokens, self.cached_tokens, self.written_tokens, model=model
         )
@@ -92,7 +92,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """`arguments` is JSON as the model wrote it: untrusted, and possibly invalid."""
+    """Tool call of a model. `arguments` is JSON as the model wrote it: untrusted, and possibly invalid."""
 
     id: str
     name: str
@@ -108,9 +108,9 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last delta. `reason`: stop, length, tool_calls, content_filter or the provider's own.
+    """Last delta. `reason`: stop, length, tool_calls, content_filter or the provider's own.
 
-    `lacks_tools`: the endpoint takes no tools, so those of the request were left out.
+    `lacks_tools`: the endpoint takes no tools, so the request's tools were left out.
     """
 
     reason: str
@@ -118,7 +118,7 @@ class Finish:
     lacks_tools: bool = False
 
     def by(self, model: str) -> Finish:
-        """The same, of an answer of this model."""
+        """Return the same finish of an answer of this model."""
         return Finish(self.reason, self.usage.by(model), self.lacks_tools)
 
 
@@ -142,10 +142,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class StructuredReply:
-    """`value` is the JSON in `text`: untrusted, and not checked against the schema.
+    """Structured answer. `value` is the JSON in `text`: untrusted, and not checked against the schema.
 
-    `values` are all values in the text, in order. `cut` holds the whole parts of a last one that breaks off, None if
-    none does.
+    `values` are all values in the text, in order. `cut` holds the whole parts of a last value that breaks off, or None.
     """
 
     value: Any
@@ -157,7 +156,7 @@ class StructuredReply:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """One request to a chat model. Its messages are written as JSON once, to be measured and to be sent."""
+    """Request to a chat model. Its messages are written as JSON once, to be measured and to be sent."""
 
     messages: Sequence[Message]
     tools: Sequence[Tool] | None = None
@@ -171,5 +170,5 @@ class ModelRequest:
 
     @property
     def size(self) -> int:
-        """Bytes of its messages and tools, as `request_size` gives them."""
+        """Return the bytes of its messages and tools, as `request_size` gives them."""
         return len(self.messages_json) + (len(json_of_tools(self.tools)) if self.tools else 0)

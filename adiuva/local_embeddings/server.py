@@ -1,4 +1,4 @@
-"""Serves the model as /v1/embeddings."""
+"""Server of the model as /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ABOUT: Final = "Embeddings of intfloat/multilingual-e5-small, computed on this 
 
 
 def create_application(encoder: Encoder) -> web.Application:
-    # One thread: the matrices are multiplied on all cores that numpy is allowed.
+    # One thread, because the matrices are multiplied on all cores that numpy may use.
     app = openai_server.create_application(MODEL, about=_ABOUT)
     app.router.add_post("/v1/embeddings", _Embeddings(encoder))
     return app
 
 
 class _Embeddings:
-    """Handles requests text by text, so that a question does not wait for the whole of another request's list."""
+    """Handler of requests text by text, so that a question does not wait for the whole of another request's list."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder

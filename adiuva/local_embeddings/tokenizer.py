@@ -1,4 +1,5 @@
-"""Splits a text into the pieces that the model knows, as SentencePiece's unigram model does: most probably."""
+"""Tokenizer: splits a text into the pieces that the model knows, the most probable way, as SentencePiece's unigram
+model does."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from typing import Final
 
 from adiuva.local_embeddings.weights import Vocabulary
 
-# Stands for a space: pieces that begin a word begin with it.
+# Stands for a space, and begins each piece that begins a word.
 _WORD_START: Final = "\u2581"
 _SPACES: Final = re.compile(" {2,}")
-# How much less probable an unknown character is than the least probable piece, as a logarithm.
+# An unknown character is less probable than the least probable piece by this logarithm.
 _UNKNOWN_PENALTY: Final = 10.0
 
 
@@ -23,7 +24,7 @@ class Tokenizer:
         self._longest = max(map(len, self._ids))
 
     def tokenize(self, text: str) -> list[int]:
-        """The ids of the pieces of a text, in order. Time grows with the text's length, whatever its words."""
+        """Return the ids of the pieces of a text, in order. Time grows with the text's length, whatever its words."""
         text = _SPACES.sub(" ", text.translate(self._replacements))
         text = (text if text.startswith(" ") else f" {text}").replace(" ", _WORD_START)
         # For each position: the best score of a split up to it, the last piece of that split and where it begins.

@@ -1,4 +1,4 @@
-"""Reads the file with the model's weights and vocabulary.
+"""Reader of the file with the model's weights and vocabulary.
 
 The file begins with the magic E5S1 and a version, followed by the model's sizes, the vocabulary, the table that
 normalises characters, and a directory of named tensors. Numbers are little-endian. Large matrices are in blocks of 32
@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Pieces of words, by their text, with their log probabilities; and what becomes of some characters."""
+    """Pieces of words by their text, with their log probabilities, and the replacements of some characters."""
 
     ids: dict[str, int]
     scores: array[float]
@@ -43,7 +43,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The model's sizes, vocabulary and tensors. A row of `word_blocks` is one word's vector."""
+    """Sizes, vocabulary and tensors of the model. A row of `word_blocks` is one word's vector."""
 
     layers: int
     heads: int
@@ -55,7 +55,7 @@ class Weights:
     _directory: dict[str, tuple[int, int, int]]
 
     def tensor(self, name: str) -> Floats:
-        """A tensor's numbers. Matrices have a row for each output."""
+        """Return a tensor's numbers. Matrices have a row for each output."""
         kind, count, offset = self._directory[name]
         if kind == _FLOAT32:
             return np.frombuffer(self._data, "<f4", count, offset)
@@ -63,7 +63,7 @@ class Weights:
 
 
 def open_weights(path: Path) -> Weights:
-    """Check the file and read its vocabulary; tensors are read when they are asked for. Raises WeightsMissing."""
+    """Check the file and read its vocabulary; tensors are read at their first use. Raises WeightsMissing."""
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != _SHA256:
             raise WeightsMissing(f"{path.name} is not the file that this version of Adiuva was written for")
@@ -82,7 +82,7 @@ def open_weights(path: Path) -> Weights:
 
 
 def dequantize(blocks: NDArray[Any]) -> Floats:
-    """The weights of blocks in any shape; the last axis grows by the 32 weights of a block."""
+    """Return the weights of blocks in any shape; the last axis grows by the 32 weights of a block."""
     nibbles = np.concatenate([blocks["weights"] & 0x0F, blocks["weights"] >> 4], axis=-1)
     weights = (nibbles.astype(np.float32) - 8) * blocks["scale"].astype(np.float32)[..., None]
     return weights.reshape(*blocks.shape[:-1], -1)
@@ -116,7 +116,7 @@ def _read_vocabulary(reader: _Reader) -> Vocabulary:
 
 
 def _read_directory(reader: _Reader) -> dict[str, tuple[int, int, int]]:
-    """Name → kind of number, count of numbers, offset in the file."""
+    """Return name → kind of number, count of numbers, offset in the file."""
     directory = {}
     (count,) = reader.unpack("<i")
     for _ in range(count):

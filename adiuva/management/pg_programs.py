@@ -21,7 +21,7 @@ _PLACES = {
     "NAME": "PGDATABASE",
 }
 
-# What a database holds besides its extensions.
+# The objects of a database besides its extensions.
 _TABLES = """
 SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
@@ -36,13 +36,13 @@ def dump(alias: str, into: Path) -> None:
 
 def restore(alias: str, source: Path) -> None:
     """Fill an empty database, all or nothing. Raises CommandError."""
-    # Comments are of extensions, and only their owner may set them.
+    # Leave out comments, which belong to extensions, and only their owner may set them.
     options = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-comments")
     _run("pg_restore", alias, *options, f"--dbname={_settings(alias)['NAME']}", str(source))
 
 
 def check_dump(source: Path) -> None:
-    """Raises CommandError unless the file is a whole dump."""
+    """Raise CommandError unless the file is a whole dump."""
     _run("pg_restore", None, "--list", str(source))
 
 
@@ -66,7 +66,7 @@ def _settings(alias: str) -> dict[str, Any]:
 
 
 def _run(name: str, alias: str | None, *arguments: str) -> None:
-    # In the environment, since everybody on the machine may read a command line.
+    # The password is in the environment, since everybody on the machine may read a command line.
     place = {}
     if alias:
         place = {
@@ -82,12 +82,12 @@ def _run(name: str, alias: str | None, *arguments: str) -> None:
     except OSError as error:
         raise CommandError(f"{name} cannot be run: {error}") from None
     if done.returncode:
-        # The first line says what is wrong; further ones may quote a row.
+        # The first line says what is wrong; further lines may quote a row.
         raise CommandError(f"{name} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[0]}")
 
 
 def _program(name: str) -> Path:
-    """The one that comes with the embedded PostgreSQL, which reads older servers too, or else the system's."""
+    """Return the program of the embedded PostgreSQL, which reads older servers too, or else the system's."""
     spec = importlib.util.find_spec(_WHEEL)
     if spec and spec.origin:
         for found in sorted(Path(spec.origin).parent.glob(f"pginstall*/bin/{name}"), reverse=True):

@@ -1,4 +1,4 @@
-"""Staff see what waits to be deleted from the store."""
+"""Garbage in the admin. Staff see what waits to be deleted from the store."""
 
 from __future__ import annotations
 

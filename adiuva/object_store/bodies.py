@@ -1,4 +1,4 @@
-"""Requests whose bodies are large: they are taken piece by piece as they come, and never stored on the way.
+"""Requests with large bodies, which are taken piece by piece as they come, and never stored on the way.
 
 A view class names them by method:
 
@@ -17,11 +17,11 @@ from typing import Any, Final, Protocol
 
 from adiuva.core.errors import AdiuvaError, Text
 
-WRITE_BYTES: Final = 1024 * 1024  # handed on at once, about
+WRITE_BYTES: Final = 1024 * 1024  # handed on at once, about this much
 
 
 class TooSlow(AdiuvaError):
-    """The body came too slowly. What came so far is kept, if the request can be resumed."""
+    """Error for a body that came too slowly. The bytes so far are kept, if the request can be resumed."""
 
     code, status = "too_slow", 408
 
@@ -37,20 +37,20 @@ class BodyResponse:
 
 
 class Body(Protocol):
-    """A request whose body comes. Everything blocks, and one thing is called at a time."""
+    """Body of a request. All methods block, and are called one at a time."""
 
     def write(self, data: bytes) -> None: ...
 
     def end(self) -> BodyResponse:
-        """All of the body came."""
+        """Finish, because all of the body came."""
 
     def break_off(self, error: BaseException | None) -> None:
-        """It did not, or what came was refused, also by `end`. Frees what the request held."""
+        """Free what the request held, because the body did not come whole or was refused, also by `end`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The user whose request it is, what its path names, and its headers (a mapping that ignores case)."""
+    """Request: its user, the values of its path, and its headers (a mapping that ignores case)."""
 
     user_id: uuid.UUID
     tier: str

@@ -1,7 +1,7 @@
 """Objects as files in a folder of this machine, or one that all of its processes mount.
 
-Bytes go to `<name>.part` beside the place where the object will be: renaming needs one file system, and no byte lies
-anywhere else. The object appears under its name once it is whole and on the disk, and so is its folder's entry.
+Bytes go to `<name>.part` beside the object's final place, because renaming needs one file system; no byte lies anywhere
+else. The object appears under its name once the object and its folder's entry are on the disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Errors of the system as errors of a store."""
+    """Turn errors of the system into errors of a store."""
     try:
         yield
     except FileNotFoundError:
@@ -34,7 +34,7 @@ def _told() -> Iterator[None]:
 
 
 class FileStore:
-    """`least_free`: bytes of the disk that it leaves to others."""
+    """Store in files. `least_free`: bytes of the disk that it leaves to others."""
 
     def __init__(self, root: str, *, least_free: int = 0) -> None:
         self._root, self._least_free = Path(root), least_free
@@ -77,10 +77,11 @@ class FileSink:
     def __init__(self, place: Path, progress: Progress, least_free: int) -> None:
         self._place, self._part = place, place.with_name(place.name + _PART)
         self._offset, self._least_free = progress.offset, least_free
-        self._unasked = _ASK_BYTES  # written since the disk was asked for its room
+        self._unasked = _ASK_BYTES  # bytes written since the disk was asked for its room
         self._file: int | None = None
         if place.exists():
-            # It was finished. Either the answer was lost, or the database is older than the store: it is written once.
+            # The object was finished already. Either the answer was lost, or the database is older than the store. It
+            # is written only once.
             if place.stat().st_size != progress.offset:
                 raise FileNotFoundError(self._part)
         elif progress.offset == 0:

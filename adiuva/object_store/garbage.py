@@ -1,7 +1,8 @@
-"""Deleting objects that nothing refers to; comparing the store with the rows that refer to it, in both directions.
+"""Deletion of objects that nothing refers to, and comparison of the store with the rows that refer to it, in both
+directions.
 
-An app that refers to objects says which (`refers_with`). Its tables queue what they stop referring to by a trigger
-(`triggers.py`), so that no way of deleting a row can forget it.
+An app that refers to objects says which (`refers_with`). Triggers of its tables (`triggers.py`) queue the objects that
+they stop referring to, so that no way of deleting a row can forget one.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ _LONGEST_PAUSE: Final = dt.timedelta(hours=6)
 
 
 class Referrer(Protocol):
-    """An app's account of the objects that its rows refer to."""
+    """References of an app's rows to objects."""
 
     def referred(self, names: Collection[str], /) -> set[str]:
-        """Those of these objects that a row refers to."""
+        """Return those of these objects that a row refers to."""
 
     def expected(self, shard: str, /) -> set[str]:
-        """The objects of a shard that must be there: those that are whole, and not known to be missing."""
+        """Return the objects of a shard that must be there: those that are whole, and not known to be missing."""
 
     def lost(self, name: str, /) -> None:
-        """An expected object is not there."""
+        """Note that an expected object is not there."""
 
 
 _referrers: list[Referrer] = []
 
 
 def refers_with(app: Referrer) -> None:
-    """An app says so when it is ready."""
+    """Register an app's references when it is ready."""
     _referrers.append(app)
 
 
@@ -59,12 +60,12 @@ def keep_for() -> dt.timedelta:
 
 
 def collect(most: int = _AT_ONCE) -> int:
-    """Delete what is due. Returns how many objects. Two workers at once do no harm: deleting twice is deleting."""
+    """Delete due objects. Returns how many. Two workers at once do no harm, because an object can be deleted twice."""
     due = list(Garbage.objects.due(keep_for()).values_list("name", flat=True)[:most])
     referred = _referred(due) if due else set()
     deleted: list[str] = []
     for name in due:
-        if name in referred:  # a database was restored, and the queue of its time with it
+        if name in referred:  # a restored database brings back the queue of its time
             Garbage.objects.filter(name=name).delete()
             log.warning("object.kept", name=name)
             continue
@@ -87,22 +88,23 @@ def _put_off(name: str) -> None:
 
 @dataclass
 class Compared:
-    """Objects without a row, and rows without their object."""
+    """Result of a comparison: objects without a row, and rows without their object."""
 
     orphans: int = 0
     lost: int = 0
 
 
 def compare(shards: Sequence[str] = SHARDS, *, older_than: dt.timedelta | None = None) -> Compared:
-    """Compare these shards of the store with what rows refer to. Raises StorageAway.
+    """Compare these shards of the store with the references of rows. Raises StorageAway.
 
-    Objects that no row refers to are queued if they are older than `older_than`: rows are written before bytes, so
-    there are none unless the database is older than the store. Of objects that are not there, their apps are told.
+    Objects that no row refers to are queued if they are older than `older_than`. Rows are written before bytes, so
+    there are none unless the database is older than the store. It tells apps of their missing objects.
     """
     before = timezone.now() - (keep_for() if older_than is None else older_than)
     found = Compared()
     for shard in shards:
-        # In this order: what a row refers to before and after the listing was there all the while.
+        # In this order, because an object that rows refer to before and after the listing was referred to all the
+        # while.
         expected = [(app, app.expected(shard)) for app in _referrers]
         listed = list(store().list(shard))
         there = {each.name for each in listed}
@@ -129,5 +131,5 @@ def _queue_orphans(names: Sequence[str]) -> int:
 
 
 def shards_of_hour(hour: int) -> tuple[str, ...]:
-    """The part of the store that is looked through in this hour: in a day all of it."""
+    """Return the shards that are compared in this hour: in a day all of them."""
     return SHARDS[hour % 24 :: 24]

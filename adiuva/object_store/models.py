@@ -13,17 +13,17 @@ from django.db.models.functions import Now
 
 class GarbageQuerySet(models.QuerySet["Garbage"]):
     def due(self, keep: dt.timedelta) -> Self:
-        """Select objects that may be deleted now: at once if they are nobody's, else after
-        `keep`. Failed tries wait longer each time."""
+        """Select objects that may be deleted now: at once if they belong to nobody, else after `keep`. Failed tries
+        wait longer each time."""
         over = Q(owner=None) | Q(since__lt=Now() - keep)
         return self.filter(over, not_before__lte=Now()).order_by("not_before", "name")
 
 
 class Garbage(models.Model):
-    """An object that is to be deleted.
+    """Object that is to be deleted.
 
-    What a user replaced or deleted waits, so that a database that is restored from a backup still finds its objects.
-    What was never finished, and what belonged to a deleted account, does not wait.
+    Objects that a user replaced or deleted wait, so that a database restored from a backup still finds them. Objects
+    that were never finished, and those of a deleted account, do not wait.
     """
 
     name = models.CharField(primary_key=True, max_length=100)
@@ -43,5 +43,5 @@ class Garbage(models.Model):
 
 
 def queue(names: Iterable[str]) -> None:
-    """Have objects deleted that were never referred to."""
+    """Queue the deletion of objects that no row ever referred to."""
     Garbage.objects.bulk_create((Garbage(name=name) for name in names), ignore_conflicts=True)

@@ -1,10 +1,10 @@
 """Objects in S3, or in a service that speaks like it.
 
-Bytes go up in parts of 8 MiB; a smaller object is one request. What is left of the last part when a writer pauses is
-kept in a small object beside it (`<name>.tail`), since a part must have 5 MiB. `If-None-Match: *` makes the service
+Bytes go up in parts of 8 MiB; a smaller object is one request. When a writer pauses, a small object beside it
+(`<name>.tail`) keeps the rest of the last part, since a part must have 5 MiB. `If-None-Match: *` makes the service
 refuse to overwrite. Bodies are signed, so the service compares each with its SHA-256.
 
-boto3 takes a second to import: it is imported at first use.
+boto3 takes a second to import, so it is imported at first use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PART_BYTES: Final = 8 * 1024 * 1024
 _TAIL: Final = ".tail"
 _MISSING: Final = ("404", "NoSuchKey", "NoSuchUpload", "NotFound")
 _FULL: Final = ("507", "QuotaExceeded", "XMinioStorageFull", "InsufficientStorage")
-# What a service that knows no versions says of them.
+# Services without versions give this as an object's version.
 _NOT_THERE: Final = ("NotImplemented", "MethodNotAllowed", "501", "405")
 
 
@@ -36,7 +36,7 @@ def _code(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Errors of the service as errors of a store."""
+    """Turn errors of the service into errors of a store."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -87,7 +87,7 @@ class S3Store:
         return S3Sink(self, name, progress or Progress())
 
     def size(self, name: str) -> int:
-        """Raises ObjectMissing."""
+        """Return an object's size. Raises ObjectMissing."""
         with _told():
             return int(self.client.head_object(**self.located(name))["ContentLength"])
 
@@ -231,7 +231,7 @@ class S3Sink:
                 except ClientError as error:
                     if _code(error) not in ("PreconditionFailed", "412"):
                         raise
-                    raise ObjectMissing from None  # it is there: a retry of ours, or of boto3's
+                    raise ObjectMissing from None  # it is there already: this was a retry of ours, or of boto3's
         except ObjectMissing:
             if self._store.size(self._name) != size:
                 raise

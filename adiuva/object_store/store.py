@@ -1,7 +1,7 @@
 """The store of large objects: in files or in S3, as ADIUVA_STORE says.
 
-An object is written once, under a random name that says nothing, and never changed: what replaces it is another
-object. A writer (`Sink`) can be left and taken up again in another process: `save` returns how far it is.
+An object is written once, under a random name that says nothing, and never changed: another object replaces it. Another
+process can resume a writer (`Sink`): `save` returns how far it is.
 
     name = new_name()
     with store().sink(name) as sink:
@@ -10,7 +10,7 @@ object. A writer (`Sink`) can be left and taken up again in another process: `sa
         sink.finish()                              # from now on the object can be read
     for piece in store().read(name, 0, size): ...
 
-All of it blocks: asynchronous code calls it in a thread.
+All calls block, so asynchronous code makes them in a thread.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class StorageAway(Unavailable):
 
 
 class ObjectMissing(Exception):
-    """No such object, or less of it than was saved: the store lost it, or it was deleted."""
+    """Error for an object that is not there, or smaller than was saved: the store lost it, or it was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The number of bytes of an object that are safe, and what its store needs to resume from there (JSON)."""
+    """Number of bytes of an object that are safe, and the facts its store needs to resume from there (JSON)."""
 
     offset: int = 0
     state: dict[str, Any] = field(default_factory=dict)
@@ -61,29 +61,29 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An object as the store lists it; one that is not finished counts too."""
+    """Object as the store lists it; one that is not finished counts too."""
 
     name: str
     modified: dt.datetime
 
 
 class Sink(Protocol):
-    """Writes one object from front to back, for one thread at a time."""
+    """Writer of one object from front to back, for one thread at a time."""
 
     def write(self, data: bytes) -> None:
-        """Raises StorageFull or StorageAway."""
+        """Write bytes. Raises StorageFull or StorageAway."""
 
     def checkpoint(self) -> Progress:
-        """Return how many bytes are safe by now: what a crash would leave. Costs little."""
+        """Return how many bytes a crash would leave by now. Costs little."""
 
     def save(self) -> Progress:
-        """Make all that was written safe."""
+        """Make all written bytes safe."""
 
     def finish(self) -> None:
-        """Make the object readable, whole. It may be called again, by another process too, if the answer was lost."""
+        """Make the object readable, whole. It may be called again, also by another process, if the answer was lost."""
 
     def close(self) -> None:
-        """Free what the writer holds. What is not saved is lost."""
+        """Free the writer's resources. Bytes that are not saved are lost."""
 
     def __enter__(self) -> Self: ...
 
@@ -94,29 +94,30 @@ class Sink(Protocol):
 
 class Store(Protocol):
     def sink(self, name: str, progress: Progress | None = None) -> Sink:
-        """Begin an object, or go on from `progress`. Raises ObjectMissing if what was saved is not there any more."""
+        """Begin an object, or go on from `progress`. Raises ObjectMissing if the saved bytes are no longer there."""
 
     def read(self, name: str, start: int, end: int) -> Iterator[bytes]:
-        """The bytes from `start` to before `end`, in pieces. Raises ObjectMissing or StorageAway, also in between."""
+        """Yield the bytes from `start` to before `end`, in pieces. Raises ObjectMissing or StorageAway, also in
+        between."""
 
     def delete(self, name: str) -> None:
-        """Delete an object, finished or not, and all of its versions. One that is not there is deleted."""
+        """Delete an object, finished or not, and all of its versions. A missing one counts as deleted."""
 
     def list(self, shard: str) -> Iterator[Listed]:
-        """All objects of one of SHARDS."""
+        """Yield all objects of one of SHARDS."""
 
     def room(self) -> int | None:
         """Return how many more bytes the store takes; None if nobody knows."""
 
 
 def new_name() -> str:
-    """A name for a new object: random, so that it says nothing of whose it is or what."""
+    """Return a name for a new object: random, so that it does not say whose it is or what it holds."""
     key = uuid.uuid4().hex
     return f"{PREFIX}/{key[:2]}/{key}"
 
 
 def store() -> Store:
-    """The store that ADIUVA_STORE names."""
+    """Return the store that ADIUVA_STORE names."""
     return _store_at(settings.STORE["url"], settings.STORE["least_free_bytes"])
 
 

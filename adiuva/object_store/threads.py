@@ -1,4 +1,4 @@
-"""Threads for work with the store, which blocks for long: the threads of the database stay free for it."""
+"""Threads for work with the store. It blocks for long, and the threads of the database stay free."""
 
 from __future__ import annotations
 

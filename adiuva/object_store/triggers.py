@@ -6,7 +6,7 @@ from __future__ import annotations
 def queue_garbage_of(
     table: str, *, column: str = "object", owner: str = "NULL", on_update: bool = True
 ) -> str:
-    """SQL for a migration: the trigger that queues the objects which a table's rows stop referring to.
+    """Return SQL for a migration: the trigger that queues the objects which a table's rows stop referring to.
 
     `owner` is an expression of the old row. Without `on_update` a row that hands its object on queues nothing.
     """

@@ -15,12 +15,12 @@ from adiuva.object_store.bodies import WRITE_BYTES, Begin
 
 
 class StreamedBodies(APIView):
-    """`body_streams`: what takes the body of a request, by method."""
+    """Base of views with large bodies. `body_streams`: what takes the body of a request, by method."""
 
     body_streams: ClassVar[Mapping[str, Begin]] = {}
 
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Whatever is accepted: bytes are what they are, and refusals are JSON."""
+        """Choose the renderer whatever the client accepts: bytes are what they are, and refusals are JSON."""
         return super().perform_content_negotiation(request, force=True)
 
     def take_body(self, request: Request, **parameters: Any) -> Response:

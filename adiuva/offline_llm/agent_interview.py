@@ -37,7 +37,7 @@ _GO_BACK = re.compile(
     r"\W*(?:please\s|let'?s\s)?(?:go |one (?:step|question) )?(?:back|zurück|indietro)\b", re.I
 )
 _MANUAL_START = re.compile(r"\b(?:only when|by hand|manual\w*|myself|never)\b", re.I)
-# The first match decides. {} is replaced by the hour.
+# The first match decides. {} stands for the hour.
 _CRON_PATTERNS = (
     (re.compile(r"\b(?:hour|hourly|stündlich)\b", re.I), "0 * * * *"),
     (re.compile(r"\b(?:weekdays?|workdays?|mornings?|werktags?)\b", re.I), "0 {} * * 1-5"),
@@ -49,7 +49,7 @@ _HOUR = re.compile(r"\b(?:at|um|alle)\s(\d{1,2})\b", re.I)
 
 
 def next_step(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the next question, the configuration, or a step back, as far as the schema allows each."""
+    """Return the next question, the configuration, or a step back, as far as the schema allows each."""
     asked = next((text for one in messages if "The tables:" in (text := message_text(one))), "")
     said, present = _parse_list(delimited_text(asked, "interview")), delimited_text(asked, "agent")
     answers = [str(one.get("answer", "")) for one in said if isinstance(one, dict)]
@@ -93,7 +93,7 @@ def _agent_configuration(answers: Sequence[str]) -> dict[str, Any]:
 
 
 def _schedule(answers: Sequence[str]) -> str | None:
-    """Returns the schedule named by the latest answer that names one: a cron line, or "" for a manual start."""
+    """Return the schedule named by the latest answer that names one: a cron line, or "" for a manual start."""
     for said in reversed(answers):
         if _MANUAL_START.search(said):
             return ""

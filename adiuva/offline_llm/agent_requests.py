@@ -9,12 +9,12 @@ from adiuva.offline_llm import tool_results
 from adiuva.offline_llm.turn_state import Answer, TurnState
 
 _WAIT_S = 60
-# The name of an agent, before or after the word: "my sample agent", "l'agent Clients", "den Beispiel-Agenten".
+# Matches the name of an agent, before or after the word: "my sample agent", "l'agent Clients", "den Beispiel-Agenten".
 _ARTICLE = (
     r"(?:(?:my|the|this|that|mein(?:en|e|er)?|de[nr]|diesen|mon|ma|l[ea]s?|il|lo|la|mio|el|mi|al)\s|l['’]|all['’]"
     r"|de l['’])*"
 )
-# Words behind "agent" that are no part of its name.
+# Words after "agent" that are not part of its name.
 _NO_NAME = (
     r"and|und|et|e|y|every|each|now|jed\w*|chaque|tous|ogni|cada|todos|find|found|gefunden|trouvé|trovato|encontrado|a"
     r"|has|ha|hat|at|um|to|please|laufen|aus|an|daily|hourly|again"
@@ -109,7 +109,7 @@ _DEFAULT_HOUR = 8
 
 
 def schedule_of(text: str) -> str | None:
-    """Returns the cron expression that the text says in words, or None."""
+    """Return the cron expression that the text says in words, or None."""
     found = _WHEN.search(text)
     if found is None:
         return None
@@ -129,7 +129,7 @@ def schedule_of(text: str) -> str | None:
 
 
 def answer(turn: TurnState) -> Answer | None:
-    """Returns the next step if the request is about agents and tools for them are offered, else None."""
+    """Return the next step if the request is about agents and tools for them are offered, else None."""
     said = " ".join(turn.request.split())
     schedule = schedule_of(said)
     if schedule and (_BEGINS_WITH_WHEN.match(said) or _MEANS_SCHEDULE.search(said)):
@@ -159,7 +159,7 @@ def _once(turn: TurnState, tool: str, **arguments: Any) -> Answer | None:
 def _with_agent(
     turn: TurnState, name: str, tool: str, parameter: str, *, running: bool = False, **arguments: Any
 ) -> Answer | None:
-    """Calls the tool with the named agent; with the only one, or the one that was spoken of, if none is named."""
+    """Call the tool with the named agent; if none is named, with the only one, or the one that was spoken of."""
     if not turn.completed:
         return (
             turn.call_named(tool, {parameter: name, **arguments})

@@ -30,13 +30,13 @@ _TASK_VERBS = frozenset(_TASK_VERBS_TEXT.split())
 
 
 def split_assignees(text: str) -> tuple[list[str], str]:
-    """Splits a line such as "Ada: …" or "Ada and Bo to …" into the people and their task."""
+    """Split a line such as "Ada: …" or "Ada and Bo to …" into the people and their task."""
     names, rest, _ = _split_names(text)
     return names, rest
 
 
 def is_commitment(text: str) -> bool:
-    """Returns whether the line explicitly says that somebody will do something."""
+    """Return whether the line explicitly says that somebody will do something."""
     names, rest, by_verb = _split_names(text)
     return bool(names) and by_verb and rest.split(" ", 1)[0] in _TASK_VERBS
 

@@ -26,7 +26,7 @@ _ORDER = ("high", "medium", "low", "to do", "todo", "in progress", "done")
 
 
 def draw(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Counts tasks with the tools, then answers with a sentence and the chart."""
+    """Count tasks with the tools, then answer with a sentence and the chart."""
     said = turn.request.casefold()
     by, key = next(((name, key) for name, words, key in _BY if re.search(words, said)), ("state", None))
     if not turn.completed:
@@ -63,7 +63,7 @@ def draw(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def _ask(turn: TurnState, by: str) -> Answer | None:
-    """Calls whose results hold all that is counted: the number of each state, or the list from both its ends."""
+    """Return calls whose results hold all that is counted: the number of each state, or the list from both its ends."""
     asked = (
         [{"status": state} for state in _STATES]
         if by == "state"

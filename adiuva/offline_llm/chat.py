@@ -34,7 +34,7 @@ _NOTHING_TO_CONFIRM = "There is nothing that waits for your yes. Please say agai
 
 
 def answer(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Answer:
-    """Returns the next step for the last user message: tools to call, or a text."""
+    """Return the next step for the last user message: tools to call, or a text."""
     if not tools and (summary := conversation_summary.summarize_conversation(messages)):
         return Answer(summary)
     messages, told = run_ends.take(messages)
@@ -93,7 +93,7 @@ def _compile(*pairs: tuple[str, Handler]) -> list[tuple[re.Pattern[str], Handler
     return [(re.compile(pattern, re.IGNORECASE | re.DOTALL), handler) for pattern, handler in pairs]
 
 
-# The first pattern whose handler returns an answer decides, so specific patterns stand before general ones.
+# The first pattern with a handler that returns an answer decides, so specific patterns stand before general ones.
 _HANDLERS = _compile(
     (
         rf"{_OPENING}(?:(?:add|write|leave|make) (?:a |the )?)?comment (?:on|to) "
@@ -181,7 +181,7 @@ _HANDLERS = _compile(
         r"\b(?:list|show|what|which|how many|count|number of|any|do i have|give me|tell me|see|my|all)\b",
         read_requests.list_rows,
     ),
-    # Last, because the device's rows are the better source where they can answer.
+    # Last, because the device's rows are the better source if they can answer.
     (
         rf"{_OPENING}(?:tell me )?{_FIRST_PERSON}{_QUESTION_WORD}\b",
         memory_questions.answer_from_memory,

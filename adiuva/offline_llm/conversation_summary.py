@@ -12,7 +12,7 @@ _MAX_LINE_CHARS = 160
 
 
 def summarize_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the summary that the last message asks for, or an empty string if it does not ask for one."""
+    """Return the summary that the last message asks for, or an empty string if it does not ask for one."""
     asked = message_text(messages[-1]) if messages else ""
     conversation = delimited_text(asked, "conversation")
     if not conversation:

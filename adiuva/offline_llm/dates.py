@@ -43,7 +43,7 @@ _RELATIVE_DAYS = {
     **dict.fromkeys(("tomorrow", "morgen", "demain", "domani"), 1),
 }
 _EARLIEST, _LATEST = date(1970, 1, 1), date(2199, 12, 31)
-# A date without a year that lies further back than this means next year.
+# A date without a year that lies further back than this means the next year.
 _MAX_PAST = timedelta(days=90)
 
 
@@ -82,7 +82,7 @@ _DUE_DATE = re.compile(
 
 @dataclass(frozen=True)
 class DateMatch:
-    """A date and its position in the text."""
+    """Date with its position in the text."""
 
     day: date
     start: int
@@ -90,22 +90,22 @@ class DateMatch:
 
 
 def due_date(text: str, base: date) -> DateMatch | None:
-    """Returns the first date after a word such as "by", "until" or "due". Relative dates count from `base`."""
+    """Return the first date after a word such as "by", "until" or "due". Relative dates count from `base`."""
     return _first_match(_DUE_DATE, text, base)
 
 
 def first_date(text: str, base: date) -> DateMatch | None:
-    """Returns the first date in the text, with or without a word such as "by" before it."""
+    """Return the first date in the text, with or without a word such as "by" before it."""
     return _first_match(_ANY_DATE, text, base)
 
 
 def calendar_date(text: str, base: date) -> DateMatch | None:
-    """Returns the first date that names a day of the calendar, so neither "tomorrow" nor "Friday"."""
+    """Return the first date that names a day of the calendar, so neither "tomorrow" nor "Friday"."""
     return _first_match(_CALENDAR_DATE_PATTERN, text, base)
 
 
 def full_date(text: str) -> date | None:
-    """Returns the first date in the text that is written out with its year."""
+    """Return the first date in the text that is written out with its year."""
     for match in _CALENDAR_DATE_PATTERN.finditer(text):
         if any(match[name] for name in ("iso", "dotted", "year", "year2")):
             day = _parse_match(match, _EARLIEST)
@@ -115,7 +115,7 @@ def full_date(text: str) -> date | None:
 
 
 def mail_header_date(value: str) -> date | None:
-    """Returns the day of a mail's Date header, or None if it cannot be parsed."""
+    """Return the day of a mail's Date header, or None if it cannot be parsed."""
     try:
         return parsedate_to_datetime(value).date()
     except (ValueError, TypeError, IndexError):  # malformed dates raise any of these

@@ -29,12 +29,12 @@ class Line:
 
     @cached_property
     def plain(self) -> str:
-        """The text without Markdown. Cached, so read it only once the line is complete."""
+        """Return the text without Markdown. It is cached, so read it only once the line is complete."""
         return strip_markdown(self.text)
 
 
 def read_lines(text: str) -> Iterator[Line]:
-    """Yields the lines of a text, with wrapped items and paragraphs joined, and paragraphs split into sentences."""
+    """Yield the lines of a text, with wrapped items and paragraphs joined, and paragraphs split into sentences."""
     for line in _unwrapped_lines(text):
         if line.kind == "text":
             for sentence in _SENTENCE_END.split(line.text):
@@ -44,7 +44,7 @@ def read_lines(text: str) -> Iterator[Line]:
 
 
 def strip_markdown(text: str) -> str:
-    """Returns the text with links replaced by their labels, and without the signs of emphasis and code."""
+    """Return the text with links replaced by their labels, and without the signs of emphasis and code."""
     if "[" in text:
         text = _LINK.sub(r"\1", text)
     if not _MARKDOWN_CHARS.isdisjoint(text):
@@ -94,7 +94,7 @@ def _split_long_lines(text: str) -> Iterator[str]:
 
 
 def _parse_line(raw: str, stripped: str) -> Line | None:
-    """Classifies one line. Returns None for an empty line or a rule."""
+    """Classify one line. Returns None for an empty line or a rule."""
     if not stripped or stripped.strip("-=*_ ") == "":
         return None
     if stripped[0] == "#" and (match := _HEADING.fullmatch(stripped)):

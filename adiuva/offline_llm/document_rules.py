@@ -95,7 +95,7 @@ class PromptDocument:
 
 
 def find_records(document: PromptDocument, tables: set[str]) -> list[Record]:
-    """Returns the records of these tables in the document's order, each title once for each date and assignee."""
+    """Return the records of these tables in the document's order, each title once for each date and assignee."""
     seen: set[tuple[str, str, str]] = set()
     found: list[Record] = []
     for table, data in _RecordFinder(document, tables).records():
@@ -172,7 +172,7 @@ class _RecordFinder:
             yield from self._plain_line(line)
 
     def _marked(self, line: Line) -> tuple[str, str] | None:
-        """Returns the text of a line that is marked as a task, and the assignee in its mark, or None."""
+        """Return the text of a line that is marked as a task, and the assignee in its mark, or None."""
         if line.kind == "item" and (match := _CHECKBOX.match(line.text)):
             return (match[2], "") if match[1] == " " else None
         if ("TODO" in line.text or "FIXME" in line.text) and (match := _TODO.search(line.text)):
@@ -245,7 +245,7 @@ class _RecordFinder:
     # ── Whole documents ─────────────────────────────────────────────────────────────────────────────────
 
     def _requests(self, letter: mail.Mail) -> Iterator[Record]:
-        """Yields the tasks that a mail asks for: one for its subject, or else one for each sentence that asks."""
+        """Yield the tasks that a mail asks for: one for its subject, or else one for each sentence that asks."""
         if letter.subject and _REQUEST_WORDS.search(letter.subject):
             task = self._task(letter.subject)
             if task is None:
@@ -307,7 +307,7 @@ class _RecordFinder:
         return f"{body[:end].rstrip()} …"
 
     def _own_date(self) -> date | None:
-        """Returns the date that the document states: in a Date header or line, a heading near its top, or its name."""
+        """Return the date that the document states: in a Date header or line, a heading near its top, or its name."""
         if self.mail and (day := dates.mail_header_date(self.mail.date)):
             return day
         for said in self.document.context.split("\n"):
@@ -321,7 +321,7 @@ class _RecordFinder:
         return dates.full_date(self.document.name.replace("_", "-"))
 
     def _project(self, text: str = "") -> str:
-        """Returns the id of the project that the line names, or else its heading, or else the document first."""
+        """Return the id of the project that the line names, or else its heading, or else the document first."""
         if not self.projects:
             return ""
         for place in (text.casefold(), self.heading.casefold()):
@@ -336,7 +336,7 @@ class _RecordFinder:
 
 
 def _substantive_lines(lines: list[Line]) -> Iterator[Line]:
-    """Yields the items and sentences with content: no dates, lists of participants, or bare links."""
+    """Yield the items and sentences with content: no dates, lists of participants, or bare links."""
     aside = ""
     for line in lines:
         if aside == "label" and line.kind == "text":
@@ -360,7 +360,7 @@ def _truncate_title(text: str) -> str:
 
 
 def _find_name(name: str, text: str) -> int:
-    """Returns where the name occurs in the text as whole words, or -1. Both must be casefolded."""
+    """Return where the name occurs in the text as whole words, or -1. Both must be casefolded."""
     place = text.find(name)
     while place >= 0:
         end = place + len(name)

@@ -22,9 +22,9 @@ _PROJECTS = re.compile(r"^Projects: (\{.*\})[ \t]*$", re.MULTILINE)
 
 
 def extract_records(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `{"records": […]}` for the last document in the messages, limited to the schema's tables and fields.
+    """Return `{"records": […]}` for the last document in the messages, limited to the schema's tables and fields.
 
-    With `"known": […]` if the messages list what was found in the document before.
+    It adds `"known": […]` if the messages list what was found in the document before.
     """
     texts = [message_text(message) for message in messages if message.get("role") == "user"]
     preamble, document = next((found for said in reversed(texts) if (found := _split(said))), ("", ""))
@@ -43,7 +43,7 @@ def extract_records(messages: Sequence[Mapping[str, Any]], schema: Mapping[str, 
 
 
 def minimal_value(schema: Any, depth: int = 0) -> Any:
-    """Returns the smallest value that fits a schema without rules of its own, or None."""
+    """Return the smallest value that fits a schema without rules of its own, or None."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return None
     if "const" in schema:
@@ -78,7 +78,8 @@ def _list_value(schema: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _split(message: str) -> tuple[str, str] | None:
-    """Return what stands before the document in a message, and the document with its header. None if it holds none."""
+    """Return the text before the document in a message, and the document with its header. None if the message holds
+    none."""
     blocks = (block for block in DELIMITED_BLOCK.finditer(message) if block["name"] == "document")
     block = next(blocks, None)
     return (message[: block.start()], block["text"]) if block else None
@@ -116,7 +117,7 @@ def _parse_projects(said: str) -> list[tuple[str, str]]:
 
 
 def _tables_of_schema(schema: Mapping[str, Any]) -> dict[str, tuple[set[str], set[str]]]:
-    """Returns for each table the fields that the schema lists, and those that it requires."""
+    """Return for each table the fields that the schema lists, and those that it requires."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     try:
         items = schema["properties"]["records"]["items"]

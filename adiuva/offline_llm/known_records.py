@@ -1,4 +1,5 @@
-"""Compares the records of a document with the list of those that were found in it before, as a model is asked to."""
+"""Comparison of a document's records with the list of those that were found in it before, as a model is asked to do
+it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _COMPARED = ("dueDate", "date", "assignee")
 
 
 def parse_known(preamble: str) -> list[dict[str, Any]]:
-    """The rows of the list that stands before a document; empty if there is none."""
+    """Return the rows of the list that stands before a document; empty if there is none."""
     if not (match := _KNOWN.search(preamble)):
         return []
     try:
@@ -27,10 +28,10 @@ def parse_known(preamble: str) -> list[dict[str, Any]]:
 def compare(
     records: Sequence[Record], known: Sequence[Mapping[str, Any]], text: str
 ) -> tuple[list[Record], list[dict[str, Any]]]:
-    """Returns the records that are new, and for each known one what became of it.
+    """Return the new records, and for each known one what became of it.
 
-    A record is a known one if it has the same title and table; of several, one with the same date first. A known one
-    that no record stands for is done if the text ticks it.
+    A record is a known one if it has the same title and table; of several, one with the same date comes first. A known
+    one without a record is done if the text ticks it.
     """
     left = list(records)
     verdicts: list[dict[str, Any]] = []
@@ -59,7 +60,7 @@ def _is_same(record: Record, row: Mapping[str, Any]) -> bool:
 
 
 def _changes(record: Record, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record that the list says otherwise."""
+    """Return the fields of a record for which the list has another value."""
     return {
         name: record[1][name] for name in _COMPARED if name in record[1] and record[1][name] != row.get(name)
     }

@@ -28,7 +28,7 @@ class Mail:
 
 
 def parse_mail(text: str) -> Mail | None:
-    """Returns the mail, or None if the text does not begin with two known headers, From or Subject among them."""
+    """Return the mail, or None if the text does not begin with two known headers, From or Subject among them."""
     lines = text.lstrip("\ufeff\r\n").split("\n")
     headers, end = _parse_headers(lines)
     if len(_KNOWN_HEADERS & headers.keys()) < 2 or not headers.keys() & {"from", "subject"}:
@@ -44,7 +44,7 @@ def parse_mail(text: str) -> Mail | None:
 
 
 def _parse_headers(lines: list[str]) -> tuple[dict[str, str], int]:
-    """Returns the headers (the first of each name) and the index of the line where the body begins."""
+    """Return the headers (the first of each name) and the index of the line where the body begins."""
     headers: dict[str, str] = {}
     last = ""
     for number, raw in enumerate(lines[:_MAX_HEADER_LINES]):
@@ -67,7 +67,7 @@ def _parse_headers(lines: list[str]) -> tuple[dict[str, str], int]:
 
 
 def _plain_text_body(body: str, headers: dict[str, str], depth: int = 0) -> str:
-    """Returns the first plain-text part, decoded, or the body itself if it has no parts."""
+    """Return the first plain-text part, decoded, or the body itself if it has no parts."""
     kind = headers.get("content-type", "")
     boundary = re.search(r'boundary="?([^";]{1,70})', kind, re.IGNORECASE)
     if boundary is not None and depth < _MAX_DEPTH:
@@ -106,7 +106,7 @@ def _sender_name(sender: str) -> str:
 
 
 def _without_quotes(body: str) -> str:
-    """Returns what the author wrote, without quoted lines, signature or older mails."""
+    """Return what the author wrote, without quoted lines, signature or older mails."""
     kept: list[str] = []
     for raw in body.split("\n"):
         line = raw.rstrip()

@@ -21,7 +21,7 @@ def _phrase_pattern(*patterns: str) -> re.Pattern[str]:
     return re.compile(rf"^{_FILLER}(?:{'|'.join(patterns)})", re.IGNORECASE)
 
 
-# The key that a core fact is kept under, and the phrases whose last group is its value.
+# The key of a core fact, and the phrases whose last group is its value.
 _FACT_PATTERNS = [
     (
         "name",
@@ -93,7 +93,7 @@ _STOP_WORDS = frozenset(
 
 
 def memory_operations(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns `{"operations": […]}` for the user's statements in the last message that holds exchanges."""
+    """Return `{"operations": […]}` for the user's statements in the last message that holds exchanges."""
     asked = next(
         (said for said in map(message_text, reversed(messages)) if delimited_text(said, "e1 user")), ""
     )
@@ -108,7 +108,7 @@ def memory_operations(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_lines(messages: Sequence[Mapping[str, Any]], name: str, prefix: str) -> dict[str, Any]:
-    """Returns `{"summary": …}` of the named block: its lines that start with `prefix`, each shortened."""
+    """Return `{"summary": …}` of the named block: its lines that start with `prefix`, each shortened."""
     material = delimited_text(message_text(messages[-1]), name) if messages else ""
     lines = [line.removeprefix("user: ").strip() for line in material.splitlines() if line.startswith(prefix)]
     shown = [line if len(line) <= _MAX_CHARS else f"{line[:_MAX_CHARS]}…" for line in lines if line]
@@ -116,7 +116,7 @@ def summarize_lines(messages: Sequence[Mapping[str, Any]], name: str, prefix: st
 
 
 def find_patterns(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the patterns: entries that were noted three times or more in the same words."""
+    """Return the patterns: entries that were noted three times or more in the same words."""
     asked = message_text(messages[-1]) if messages else ""
     there = {said.casefold(): label for label, said in _labelled_lines(delimited_text(asked, "patterns"))}
     seen: dict[str, list[str]] = {}
@@ -178,7 +178,7 @@ def _operations(sentence: str, known: Sequence[Mapping[str, str]]) -> Iterator[d
             yield {"op": "forget", "entry": entry["entry"], "asked": False}
         return
     asked = _REMEMBER.match(sentence)
-    if asked:  # kept verbatim, as the chat's `remember` tool does
+    if asked:  # verbatim, as the chat's `remember` tool keeps it
         yield _add_associative(asked[asked.lastindex or 0])
     else:
         yield from _operations_of_statement(sentence)
@@ -205,7 +205,7 @@ def _add_core(key: str, value: str) -> dict[str, Any]:
 
 
 def _best_matching_entry(said: str, known: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
-    """Returns the known entry that shares the most words with the text, or None if no entry shares any."""
+    """Return the known entry that shares the most words with the text, or None if no entry shares any."""
     words = _words(said)
     fits = Counter(
         {

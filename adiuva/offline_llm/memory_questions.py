@@ -20,7 +20,7 @@ ASKS_FOR_EVERYTHING = (
     r"|\b(?:sai|ricordi) (?:\w+ )?di me\b|\bchi sono\W*$|\b(?:sais|savez)(?:-\w+)? (?:\w+ )?(?:sur|de) moi\b"
     r"|\b(?:sabes|recuerdas) (?:\w+ )?(?:de|sobre) mí\b"
 )
-# Words that people use to ask for the value of a key, in place of the key itself.
+# Words that people use for the value of a key, in place of the key itself.
 _KEY_SYNONYMS = {
     "name": "heiße chiamo",
     "home": "live wohne abito vivo",
@@ -38,7 +38,7 @@ class MemoryLine(NamedTuple):
 
 
 def answer_from_memory(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Tells the memory lines that share most words with the question."""
+    """Tell the memory lines that share most words with the question."""
     lines = _lines(turn)
     asked = _words(turn.request)
     shared = {line: len(asked & _searchable_words(line)) for line in lines}
@@ -47,7 +47,7 @@ def answer_from_memory(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def tell_everything(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Tells all that the memory lines of the turn say: what has one value first."""
+    """Tell all that the memory lines of the turn say, beginning with facts of one value."""
     lines = _lines(turn)
     if not lines:
         return Answer(
@@ -82,7 +82,7 @@ def _stem(word: str) -> str:
     return _WORD_ENDING.sub("", word)[:_STEM_CHARS]
 
 
-# Words without meaning for the search, and words for rows that are on the device.
+# Words that do not help the search, and words for rows that are on the device.
 _STOP_WORDS = frozenset(
     _stem(word)
     for word in """

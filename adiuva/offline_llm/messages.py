@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# The same name and the same random mark stand at both ends, so that text inside cannot close its block.
+# Both ends have the same name and the same random mark, so that text inside cannot close its block.
 DELIMITED_BLOCK = re.compile(
     r"\[begin (?P<name>[\w ]+) (?P<mark>data-\w+)\]\n(?P<text>.*?)\n\[end \1 \2\]", re.DOTALL
 )
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """Returns the text of a message, joined if it comes in parts."""
+    """Return the text of a message, joined if it comes in parts."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -21,10 +21,10 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def delimited_blocks(text: str) -> list[tuple[str, str]]:
-    """Returns the name and the text of each delimited block, in order."""
+    """Return the name and the text of each delimited block, in order."""
     return [(match["name"], match["text"]) for match in DELIMITED_BLOCK.finditer(text)]
 
 
 def delimited_text(text: str, name: str) -> str:
-    """Returns the text of the first block of this name, or an empty string."""
+    """Return the text of the first block of this name, or an empty string."""
     return next((said for found, said in delimited_blocks(text) if found == name), "")

@@ -59,7 +59,7 @@ _PARAMETER_NAMES = {
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool to call, with its arguments."""
+    """Tool to call, with its arguments."""
 
     name: str
     arguments: dict[str, Any]
@@ -78,14 +78,14 @@ class OfferedTools:
         return name in self._by_name
 
     def accepts(self, operation: str, what: str, value: str | None = None) -> bool:
-        """Returns whether the tool for the operation has a parameter for `what`, whose enum lists `value` if given."""
+        """Return whether the tool for the operation has a parameter for `what`, whose enum lists `value` if given."""
         name = self._tool_name(operation)
         properties = self._properties(name) if name is not None else {}
         key = next((key for key in _PARAMETER_NAMES[what] if key in properties), None)
         return key is not None and (value is None or value in _enum_values(properties[key]))
 
     def build_call(self, operation: str, values: Mapping[str, Any]) -> ToolCall | None:
-        """Returns the call that carries out the operation, or None if no offered tool can."""
+        """Return the call that carries out the operation, or None if no offered tool can."""
         name = self._tool_name(operation)
         if name is None:
             return None
@@ -121,12 +121,12 @@ def _schema_alternatives(schema: Any) -> list[Mapping[str, Any]]:
 
 
 def _enum_values(schema: Any) -> list[Any]:
-    """Returns the values that the schema allows, or an empty list if it does not restrict them."""
+    """Return the values that the schema allows, or an empty list if it does not restrict them."""
     return [choice for option in _schema_alternatives(schema) for choice in option.get("enum") or ()]
 
 
 def _to_schema_type(value: Any, schema: Any) -> Any:
-    """Converts a date to Unix milliseconds if the schema wants a number, else to ISO 8601. Keeps other values."""
+    """Convert a date to Unix milliseconds if the schema wants a number, else to ISO 8601. Keeps other values."""
     if not isinstance(value, date):
         return value
     kinds = [option.get("type") for option in _schema_alternatives(schema)]

@@ -24,7 +24,7 @@ _STATUS_PATTERNS = {
 }
 _STATUS_ADJECTIVES = {"open": "open ", "todo": "open ", "in_progress": "started ", "done": "finished "}
 _HOW_MANY = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
-# "due in spring": today's tasks would be an answer to another question.
+# "due in spring" does not match: today's tasks would answer another question.
 _UNKNOWN_TIME = re.compile(
     r"\bdue (?:in|on|by|until|within|after|during|at|this|next|the) (?P<when>(?!the project\b|my\b)[\w' -]{2,40})"
 )
@@ -32,13 +32,13 @@ _THIS_PROJECT = re.compile(r"\b(?:this|the) project\b|\bhere\b", re.IGNORECASE)
 
 
 def task_status(turn: TurnState, said: str) -> str | None:
-    """Returns the status that the text names, as the tool spells it, or None."""
+    """Return the status that the text names, as the tool spells it, or None."""
     found = next((name for name, pattern in _STATUS_PATTERNS.items() if pattern.search(said)), None)
     return "todo" if found == "open" and not turn.tools.accepts("list tasks", "status", "open") else found
 
 
 def list_rows(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Lists or counts the tables that the request names, with one call for each in a single round."""
+    """List or count the tables that the request names, with one call for each in a single round."""
     said = turn.request.lower()
     kinds = [kind for kind, pattern in _TABLE_PATTERNS.items() if pattern.search(said)]
     at = turn.scope if turn.scope and turn.scope.kind == "project" and _THIS_PROJECT.search(said) else None
@@ -61,7 +61,7 @@ def list_rows(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def list_due_tasks(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Lists the tasks that are due on a day, in a week or month, or overdue."""
+    """List the tasks that are due on a day, in a week or month, or overdue."""
     if turn.completed:
         return task_groups.describe(turn)
     said = turn.request.lower()
@@ -85,7 +85,7 @@ def list_due_tasks(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def search_notes(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Searches the notes."""
+    """Search the notes."""
     if turn.completed:
         return turn.describe_results()
     query = match["what"].strip(" .?!\"'“”")
@@ -93,7 +93,7 @@ def search_notes(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def read_note(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Reads one note: finds it by its title, then opens it."""
+    """Read one note: find it by its title, then open it."""
     wanted = match["what"].strip(" .?!\"'“”")
     if not turn.completed:
         return turn.call_tool("list notes", {"search": tool_results.search_words(wanted)})
@@ -106,7 +106,7 @@ def read_note(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def list_comments(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Lists the comments on the current task."""
+    """List the comments on the current task."""
     if turn.completed:
         return turn.describe_results()
     row = turn.scope or turn.mentioned
@@ -114,7 +114,7 @@ def list_comments(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def describe_current_row(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Describes the row that the user has open."""
+    """Describe the row that the user has open."""
     if turn.scope is None:
         return None
     row = turn.scope
@@ -136,7 +136,7 @@ def _call_each(turn: TurnState, operations: list[str], given: Mapping[str, Any])
 
 
 def _describe_counts(turn: TurnState, given: Mapping[str, Any]) -> Answer:
-    """Tells the counts in one sentence, or repeats the results if a call failed."""
+    """Tell the counts in one sentence, or repeat the results if a call failed."""
     numbers = []
     for tool, result in turn.completed:
         if tool_results.is_failure(result):

@@ -32,7 +32,7 @@ class Facts:
 
 
 def read_tasks(results: Sequence[str]) -> list[Facts]:
-    """Returns the rows of all results, each once. A project is named where it is first referred to."""
+    """Return the rows of all results, each once. A project is named where it is first referred to."""
     rows = {row.id or row.title: row for result in results for row in tool_results.parse_rows(result)}
     names = {
         found["id"]: found["name"]
@@ -50,7 +50,7 @@ def _facts(row: Row, project_names: dict[str, str]) -> Facts:
     return Facts(
         row,
         status[1].replace("_", " ") if status else "",
-        priority[1] if priority else "medium",  # the tool leaves it out where it is so
+        priority[1] if priority else "medium",  # the tool leaves a medium priority out
         _date(day[1]) if day else None,
         (project["name"] or project_names.get(project["id"], "")) if project else "",
         people["names"] if people else "",

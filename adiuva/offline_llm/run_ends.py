@@ -1,4 +1,4 @@
-"""Tells how runs of agents ended, where the app says so in a chat: by itself, or beside what the user has asked."""
+"""Sentences on how runs of agents ended, when the app reports it in a chat: by itself, or beside the user's request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adiuva.offline_llm.messages import message_text
 
 Message = Mapping[str, Any]
 
-# The app's sentence, and the facts in their block: behind it as a note, before it in a turn of its own.
+# Matches the app's sentence, and the facts in their block: behind it as a note, before it in a turn of its own.
 _NOTE = re.compile(
     r"\[From the app, not from the user: a run that the user had started here has ended\.[^\]]*\]\s*"
     r"(?:\[begin run (data-\w+)\]\n.*?\n\[end run \1\])?",
@@ -22,7 +22,7 @@ _PROBLEM = re.compile(r"^Problem: (?P<problem>[^\n]*)$", re.MULTILINE)
 
 
 def take(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
-    """The messages without the app's notes, and what they tell that is not told yet: a sentence for each run."""
+    """Return the messages without the app's notes, and a sentence for each run in them that is not told yet."""
     answered = max(
         (place for place, each in enumerate(messages) if _is_answer(each)),
         default=-1,
@@ -42,12 +42,12 @@ def take(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
 
 
 def not_in(answer: str, told: Sequence[str]) -> str:
-    """The sentences about runs that an answer does not tell of anyway."""
+    """Return the sentences about runs that an answer does not tell anyway."""
     return " ".join(each for each in told if f"{each.partition('”')[0]}” has ended" not in answer)
 
 
 def has_request(messages: Sequence[Message]) -> bool:
-    """Return whether the user waits for an answer beside what is told."""
+    """Return whether the user waits for an answer besides the reports."""
     return bool(messages) and not _is_answer(messages[-1])
 
 

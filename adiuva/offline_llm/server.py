@@ -181,6 +181,6 @@ def _read_schema(body: dict[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def _usage(given: int, made: int) -> dict[str, int]:
-    """Estimates the token counts at four characters a token."""
+    """Estimate the token counts at four characters a token."""
     prompt, completion = -(-given // 4), -(-made // 4)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -10,7 +10,7 @@ from adiuva.offline_llm import row_facts, tool_results
 from adiuva.offline_llm.row_facts import Facts
 from adiuva.offline_llm.turn_state import Answer, TurnState
 
-# Up to this many rows a list is told as the tool wrote it.
+# Up to this many rows, a list is told as the tool wrote it.
 _FEW = 12
 _MOST_IN_GROUP = 6
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -18,7 +18,7 @@ _WEEK_DAYS = 7
 
 
 def describe(turn: TurnState) -> Answer:
-    """Tells the results; many tasks grouped."""
+    """Tell the results; many tasks grouped."""
     return Answer("\n\n".join(_describe(turn, *pair) for pair in turn.completed))
 
 
@@ -73,7 +73,7 @@ def _tag(rows: Sequence[Facts]) -> str:
 
 
 def plan_week(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Tells what is overdue, and the tasks and dates of the next seven days, a list for each day."""
+    """Tell what is overdue, and the tasks and dates of the next seven days, a list for each day."""
     last = turn.today + timedelta(days=_WEEK_DAYS - 1)
     if not turn.completed:
         tasks = turn.tools.build_call("list tasks", {"status": "open", "to": last})

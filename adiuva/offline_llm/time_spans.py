@@ -32,7 +32,7 @@ _YEAR = re.compile(r"\b(?P<which>this|next)\syear\b")
 
 
 def find_span(text: str, today: date) -> tuple[date, date] | None:
-    """Returns the first and the last day that the text asks about, or None if it names no span longer than a day."""
+    """Return the first and the last day that the text asks about, or None if it names no span longer than a day."""
     said = text.casefold()
     if found := _NEXT_SO_MANY.search(said):
         number = _WORD_NUMBERS.get(found["number"]) or int(found["number"])

@@ -13,7 +13,7 @@ from typing import Any
 _MAX_SHOWN_ROWS = 50
 _MAX_ANSWER_CHARS = 6_000
 _DECODER = json.JSONDecoder()
-# `- Call Ada [t3], todo, due Fri 2026-11-20, project Harbour Café [p1]`: the first label is that of the row itself.
+# `- Call Ada [t3], todo, due Fri 2026-11-20, project Harbour Café [p1]`: the first label is the row's own.
 _PROSE_ROW = re.compile(
     r"\A(?:- )?(?:(?:Created|Updated|Deleted|Added|The) (?:the )?"
     r"(?:(?P<kind>task|project|note|timeline|client|comment)(?: entry)? )?)?"
@@ -66,7 +66,7 @@ class Row:
 
 
 def parse_rows(result: str, zone: tzinfo = UTC) -> list[Row]:
-    """Returns the rows in a result, with times in JSON converted to the zone.
+    """Return the rows in a result, with times in JSON converted to the zone.
 
     Lines that begin with a bar are a row's content and never rows themselves.
     """
@@ -93,7 +93,7 @@ def is_failure(result: str) -> bool:
 
 
 def failure_reason(result: str) -> str:
-    """Returns the reason that a failed tool gave."""
+    """Return the reason that a failed tool gave."""
     value = _parse_json(result)
     said = (
         str(value["error"])
@@ -104,7 +104,7 @@ def failure_reason(result: str) -> str:
 
 
 def needs_confirmation(result: str) -> bool:
-    """Returns whether the tool needs the user's confirmation first. Adiuva itself asks for it, below the answer."""
+    """Return whether the tool needs the user's confirmation first. Adiuva itself asks for it, below the answer."""
     return is_failure(result) and "plain yes" in result
 
 
@@ -113,13 +113,13 @@ def was_declined(result: str) -> bool:
 
 
 def search_words(wanted: str) -> str:
-    """Returns the words of a title that are worth searching for."""
+    """Return the words of a title that are worth searching for."""
     words = re.findall(r"[\w'’-]+", wanted)
     return " ".join(word for word in words if word.casefold() not in _STOP_WORDS)
 
 
 def best_matches(result: str, wanted: str) -> list[Row]:
-    """Returns the rows whose titles share the most words with `wanted`: several if they are equally close."""
+    """Return the rows whose titles share the most words with `wanted`: several if they are equally close."""
     words = set(_WORD.findall((search_words(wanted) or wanted).casefold()))
     scored: dict[tuple[float, bool], list[Row]] = defaultdict(list)
     for row in parse_rows(result):
@@ -131,14 +131,14 @@ def best_matches(result: str, wanted: str) -> list[Row]:
 
 
 def count_rows(result: str) -> tuple[int, str]:
-    """Returns the number of rows, and "at least " if the result says that there may be more."""
+    """Return the number of rows, and "at least " if the result says that there may be more."""
     if found := _ROW_COUNT.match(result):
         return int(found["number"].replace(",", "")), (found["least"] or "").lower()
     return len(parse_rows(result)), ""
 
 
 def kind_of_tool(tool: str) -> str:
-    """Returns the kind of row that a tool of this name works on, or an empty string."""
+    """Return the kind of row that a tool of this name works on, or an empty string."""
     return next((kind for kind in _KINDS if kind in tool), "")
 
 
@@ -146,12 +146,12 @@ def kind_of_tool(tool: str) -> str:
 
 
 def describe_results(done: Sequence[tuple[str, str]]) -> str:
-    """Describes what the tools found or did, from pairs of tool name and result."""
+    """Describe what the tools found or did, from pairs of tool name and result."""
     return "\n\n".join(_describe_result(tool, result) for tool, result in done)
 
 
 def entity_tag(kind: str, ids: Iterable[str]) -> str:
-    """Returns the entity tag that shows these rows, or an empty string if their kind has none."""
+    """Return the entity tag that shows these rows, or an empty string if their kind has none."""
     listed = ",".join(dict.fromkeys(list(ids)[:_MAX_SHOWN_ROWS]))
     return f"<{kind}>[{listed}]</{kind}>" if listed and kind in _TAGGED_KINDS else ""
 
@@ -173,7 +173,7 @@ def _describe_result(tool: str, result: str) -> str:
 
 
 def _describe_prose(tool: str, result: str, found: Sequence[Row]) -> str:
-    """Repeats the tool's own words, without ids and without hints to the model."""
+    """Repeat the tool's own words, without ids and without hints to the model."""
     if none := _NO_MATCHES.match(result):
         return f"I found no {none['noun']}.{_ID.sub('', result[none.end() :])}".strip()
     with_texts = "note" in tool or "comment" in tool or tool == "get_project"
@@ -205,7 +205,7 @@ def _describe_rows(kind: str, found: Sequence[Row]) -> str:
     return "\n".join([head, *lines, *filter(None, [entity_tag(kind, (row.id for row in found if row.id))])])
 
 
-# What tools for agents say to the model, as it is said to the user.
+# What tools for agents say to the model → the sentence for the user.
 _INSTRUCTIONS = re.compile(
     r": do not wait(?:[^.]*\.){1,2}(?: Say so and finish your answer\.)?"
     r"|: (?:tell the user|answer that|ask the user which is theirs)(?=\.)"
@@ -236,8 +236,8 @@ def to_user(said: str) -> str:
 
 
 def tell_user(result: str) -> str:
-    """Return what a tool for agents answered, without labels and hints; of many
-    rows the first ones, and how many more."""
+    """Return the answer of a tool for agents, without labels and hints; of many rows the first ones, and how many
+    more."""
     text = _RUN_LABEL.sub(lambda match: f" ({match['more']})" if match["more"] else "", to_user(result))
     kept: list[str] = []
     dropped = 0
@@ -255,7 +255,7 @@ def tell_user(result: str) -> str:
 
 
 def _row_objects(value: Any) -> list[dict[str, Any]]:
-    """Returns the row objects in a list, in an object that holds a list, or the object that is itself a row."""
+    """Return the row objects in a list, in an object that holds a list, or the object that is itself a row."""
     if isinstance(value, list):
         return [item for item in value if isinstance(item, dict)]
     if isinstance(value, dict):
@@ -291,7 +291,7 @@ def _format_date(value: Any, zone: tzinfo) -> str:
 
 
 def _parse_json(result: str) -> Any:
-    """Parses a result that is JSON, or JSON after a short introduction. Returns None if there is none."""
+    """Parse a result that is JSON, or JSON after a short introduction. Returns None if there is none."""
     try:
         return json.loads(result)
     except (ValueError, RecursionError):

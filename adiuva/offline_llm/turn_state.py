@@ -16,7 +16,7 @@ from adiuva.offline_llm.offered_tools import OfferedTools, ToolCall
 from adiuva.offline_llm.tool_results import Row
 
 _MAX_REQUEST_CHARS = 2_000
-# What Adiuva puts before the user's words in a message.
+# The text that Adiuva puts before the user's words in a message.
 _TURN = re.compile(r"\A\[turn (?P<mark>app-\w+)\]\n(?P<text>.*?)\n\[turn ends (?P=mark)\]\n\n", re.DOTALL)
 _NOW = re.compile(r"\ANow: \w+ (?P<day>\d{4}-\d{2}-\d{2}) [\d:]+ \((?P<zone>[^)]+)\)")
 _CALL_START = re.compile(r": (?P<tool>\w+) (?=\{)")
@@ -27,7 +27,7 @@ _MAX_CONFIRMED_CALLS = 64
 
 @dataclass(frozen=True)
 class Answer:
-    """The model's reply: a text, or tools to call."""
+    """Reply of the model: a text, or tools to call."""
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TurnState:
-    """The latest request, and the results of the tools that were called for it.
+    """State of a turn: the latest request, and the results of the tools that were called for it.
 
     `scope` is the row that the user has open, `mentioned` the row that the last answer showed. `confirmed` holds the
     calls that the user has just confirmed. `memory` has a line for each thing remembered about the user.
@@ -52,16 +52,16 @@ class TurnState:
     said_before: str = ""  # the last answer
 
     def call_tool(self, operation: str, given: Mapping[str, Any] | None = None) -> Answer | None:
-        """Answers with the call for the operation. Returns None if no offered tool can carry it out."""
+        """Answer with the call for the operation. Returns None if no offered tool can carry it out."""
         call = self.tools.build_call(operation, given or {})
         return Answer(tool_calls=(call,)) if call is not None else None
 
     def call_named(self, tool: str, arguments: Mapping[str, Any]) -> Answer | None:
-        """Answers with a call of the tool, or returns None if it is not offered."""
+        """Answer with a call of the tool, or return None if it is not offered."""
         return Answer(tool_calls=(ToolCall(tool, dict(arguments)),)) if tool in self.tools else None
 
     def describe_results(self) -> Answer:
-        """Answers with a description of all tool results."""
+        """Answer with a description of all tool results."""
         return Answer(tool_results.describe_results(self.completed))
 
     @classmethod
@@ -121,7 +121,7 @@ def _zone(tail: str) -> tzinfo:
 
 
 def _scope_row(text: str, zone: tzinfo) -> Row | None:
-    """Returns the row that the user has open, from the device's JSON or from a line with its id."""
+    """Return the row that the user has open, from the device's JSON or from a line with its id."""
     kind = _SCOPE_KIND.search(text)
     inner = DELIMITED_BLOCK.search(text)
     found = tool_results.parse_rows(inner["text"] if inner else text, zone)
@@ -134,14 +134,14 @@ def _last_answer(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mentioned_row(messages: Sequence[Mapping[str, Any]]) -> Row | None:
-    """Returns the row that the last answer showed, if it showed exactly one."""
+    """Return the row that the last answer showed, if it showed exactly one."""
     last = _last_answer(messages)
     found = _ENTITY_TAG.findall(last)
     return Row(found[0][1], "", "", found[0][0]) if len(found) == 1 and last.count("<") == 2 else None
 
 
 def _confirmed_calls(text: str, tools: OfferedTools) -> tuple[ToolCall, ...]:
-    """Parses the confirmed calls, one a line: a description, the tool's name, and its arguments as JSON."""
+    """Parse the confirmed calls, one a line: a description, the tool's name, and its arguments as JSON."""
     found = (_confirmed_call(line, tools) for line in text.splitlines()[:_MAX_CONFIRMED_CALLS])
     return tuple(call for call in found if call is not None)
 

@@ -46,7 +46,7 @@ _MAX_TITLE_CHARS = 60
 
 
 def kind_of_row(match: re.Match[str]) -> str:
-    """Returns the kind of row that a request names, or "task" if it names none."""
+    """Return the kind of row that a request names, or "task" if it names none."""
     said = (match.groupdict().get("kind") or "task").lower()
     return _KIND_SYNONYMS.get(said, _KIND_SYNONYMS.get(said.rstrip("s"), said.rstrip("s"))) or "task"
 
@@ -117,7 +117,7 @@ def _new_row_values(kind: str, title: str, when: date | None, request: str) -> d
 
 
 def _split_off_date(said: str, today: date) -> tuple[str, date | None]:
-    """Returns the text without its date, and the date, as a datetime if a time of day follows it."""
+    """Return the text without its date, and the date, as a datetime if a time of day follows it."""
     found = dates.due_date(said, today) or dates.first_date(said, today)
     if found is None:
         return said, None
@@ -139,7 +139,7 @@ def _split_off_date(said: str, today: date) -> tuple[str, date | None]:
 
 
 def remember(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Keeps a fact in the memory, or in a note if no memory tool is offered, and tells which."""
+    """Keep a fact in the memory, or in a note if no memory tool is offered, and tell which."""
     fact = _row_description(match)
     if not turn.completed:
         note = {"title": _short_title(fact), "content": fact}
@@ -178,7 +178,7 @@ def rename(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def reschedule(turn: TurnState, match: re.Match[str]) -> Answer | None:
-    """Moves a row to another date."""
+    """Move a row to another date."""
     _, when = _split_off_date(f"x {match['when']}", turn.today)
     if when is None:
         return None
@@ -219,7 +219,7 @@ def delete(turn: TurnState, match: re.Match[str]) -> Answer | None:
 
 
 def run_confirmed_calls(turn: TurnState) -> Answer:
-    """Makes exactly the calls that the user confirmed, once, then tells the results."""
+    """Make exactly the calls that the user confirmed, once, then tell the results."""
     if not turn.completed:
         return Answer(tool_calls=turn.confirmed)
     done = [(tool, result) for tool, result in turn.completed if not tool_results.is_failure(result)]
@@ -234,7 +234,7 @@ def run_confirmed_calls(turn: TurnState) -> Answer:
 
 
 def _kind_of_current_row(turn: TurnState, kind: str, wanted: str, named: str | None) -> str:
-    """Returns the kind of the current row if the request means it and names no kind itself, else `kind`."""
+    """Return the kind of the current row if the request means it and names no kind itself, else `kind`."""
     row = turn.scope or turn.mentioned
     return row.kind if not named and row is not None and _CURRENT_ROW.fullmatch(wanted) else kind
 
@@ -249,7 +249,7 @@ def _find_and_apply(
     *,
     operation: str = "",
 ) -> Answer | None:
-    """Finds the rows, applies the change to all in one round, and tells the outcome.
+    """Find the rows, apply the change to all in one round, and tell the outcome.
 
     `told` is the sentence for success; its `{}` is replaced by the title or the number of rows.
     """
@@ -284,7 +284,7 @@ def _find_and_apply(
 def _list_filters(
     turn: TurnState, kind: str, wanted: str, every: re.Match[str] | None, verb: str
 ) -> dict[str, Any]:
-    """Returns the filters that keep the list short and still include the rows that are meant."""
+    """Return the filters that keep the list short and still include the rows that are meant."""
     if every is None:
         words = tool_results.search_words(wanted)
         return {"search": words} if words and turn.tools.accepts(f"list {kind}s", "search") else {}
@@ -305,7 +305,7 @@ def _ask_which(rows: Sequence[Row], kind: str, wanted: str, verb: str) -> str:
 def _describe_outcome(
     acted: Sequence[tuple[str, str]], rows: Sequence[Row], kind: str, told: str, *, deleting: bool
 ) -> str:
-    """Tells what was done, what awaits confirmation, what was declined, and what failed and why."""
+    """Tell what was done, what awaits confirmation, what was declined, and what failed and why."""
     said = [result for _, result in acted]
     done = [
         (row, result) for row, result in zip(rows, said, strict=False) if not tool_results.is_failure(result)
@@ -336,6 +336,6 @@ def _describe_outcome(
 
 
 def _title_in_result(result: str) -> str:
-    """Returns the title in the result of a write, or "it"."""
+    """Return the title in the result of a write, or "it"."""
     found = tool_results.parse_rows(result)
     return found[0].title if found else "it"

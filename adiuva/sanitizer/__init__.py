@@ -12,7 +12,7 @@ Text passes through four stages. Each holds back what it cannot judge yet:
     prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
     links.py          images and HTML are removed; links pass if their address is known
 
-Plain words mostly skip them (fast_path.py), with the same result.
+Plain words mostly skip the stages (fast_path.py), with the same result.
 
 The result does not depend on how the text was cut into pieces: every decision is made at a position in the text, never
 at the end of a piece. At most MAX_HELD_CHARS characters are held back. Counters name kinds of findings; content is
@@ -35,14 +35,14 @@ __all__ = ["MAX_HELD_CHARS", "LeakPatterns", "Sanitizer", "addresses_in"]
 
 
 class Sanitizer:
-    """The filter of one answer: takes its text as it streams, returns the text that may be shown.
+    """Filter of one answer: takes its text as it streams, and returns the text that may be shown.
 
     `known`: the ids that tools returned in this conversation. It is looked up when an id is complete, so it may grow.
-    `private`: strings that are never shown. `own(word)`: whether a word occurs in the user's own messages or data, in
-    which case it is kept even if it is also the name of a tool. `knows_address(address)`: whether exactly this address
-    was in the user's words or in what this turn has read, so that a link may lead there. `id_of(alias)`: the id that a
-    model's short name for a row stands for. In tags the id is shown; in prose such names are removed where they stand
-    in brackets.
+    `private`: strings that are never shown. `own(word)`: whether a word occurs in the user's own messages or data; then
+    it is kept even if it is also the name of a tool. `knows_address(address)`: whether exactly this address was in the
+    user's words or in what this turn has read, so that a link may lead there. `id_of(alias)`: the id that a model's
+    short name for a row stands for. In tags the id is shown; in prose such names are removed where they stand in
+    brackets.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Sanitizer:
         )
 
     def feed(self, text: str) -> str:
-        """Take more text; return what may be shown now."""
+        """Take more text; return the part that may be shown now."""
         shown = self._fast_path.take(text)
         if shown is None:
             self._markup.feed(text)
@@ -117,7 +117,7 @@ class Sanitizer:
         self._prompt_leaks.show(text)
 
     def _clean(self, text: str) -> str:
-        """A text inside a chart, filtered like prose."""
+        """Return a text inside a chart, filtered like prose."""
         out: list[str] = []
         links = LinkStage(out.append, is_known=self._knows_address, removed=self.removed)
         leaks = PromptLeakStage(self._patterns, links.feed, links.show, self.removed)

@@ -1,4 +1,4 @@
-"""Validates charts in answers: a chart passes as the protocol describes it, or not at all."""
+"""Validation of charts in answers: a chart passes as the protocol describes it, or not at all."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Invalid(Exception):
 
 
 def validated_json(text: str, clean: Callable[[str], str]) -> str | None:
-    """The chart's JSON, serialized anew from its validated parts; None if it is not valid.
+    """Return the chart's JSON, serialized anew from its validated parts; None if it is not valid.
 
-    Unknown keys are dropped. Texts are replaced by what `clean` makes of them. The chart is refused if `clean` would
-    also change the whole JSON, or all texts joined: something forbidden may be spread over several texts.
+    Unknown keys are dropped. `clean` replaces texts. The chart is refused if `clean` would also change the whole JSON,
+    or all texts joined: something forbidden may be spread over several texts.
     """
     try:
         chart = _chart(orjson.loads(text), clean)
@@ -39,7 +39,7 @@ def validated_json(text: str, clean: Callable[[str], str]) -> str | None:
     texts = " ".join([chart["title"], *cells, *(one["label"] for one in chart["config"].values())])
     if clean(written) != written or clean(texts) != texts:
         return None
-    return written.replace("<", "\\u003c").replace(">", "\\u003e")  # so that no text in it can end the tag
+    return written.replace("<", "\\u003c").replace(">", "\\u003e")  # no text in it can end the tag
 
 
 def _chart(value: Any, clean: Callable[[str], str]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""A fast path through all four stages for plain words, which are nearly all of an answer.
+"""Fast path through all four stages for plain words, which are nearly all of an answer.
 
-A word on its way costs more for the code that it passes than for what is decided. So this decides in one place, for
-ordinary letters and punctuation and while no stage holds anything back, that no stage would change or hold anything;
-what it is not sure of goes through the stages. It does to the stages what the word itself would have done, so that what
-comes out is the same, piece by piece.
+A word costs more for the code that it passes than for the decisions about it. So this module decides in one place that
+no stage would change or hold anything, for ordinary letters and punctuation and while no stage holds anything back.
+Text that it is not sure of goes through the stages. It changes the stages' state as the word itself would have done, so
+that the output is the same, piece by piece.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adiuva.sanitizer.model_markup import MarkupStage
 from adiuva.sanitizer.patterns import LeakPatterns
 from adiuva.sanitizer.prompt_leaks import PromptLeakStage
 
-# No digits, and nothing that opens or closes what a stage looks for.
+# No digits, and no character that opens or closes what a stage looks for.
 _PLAIN: Final = re.compile(r"[A-Za-z ,.;:'\"?*|\n-]*")
 _WORD: Final = re.compile(r"[a-z]+")
 # The only beginning of an address that links.py looks for and that plain characters can write.
@@ -30,7 +30,8 @@ _MEANS_SOMETHING_BEFORE_A_LETTER: Final = ("]", "!", "<")
 
 
 class FastPath:
-    """Reads and sets the state of the stages of one answer. `take_output` returns what the last stage has shown."""
+    """Shortcut that reads and sets the state of the stages of one answer. `take_output` returns what the last stage has
+    shown."""
 
     def __init__(
         self,
@@ -44,13 +45,13 @@ class FastPath:
         self._markup, self._names, self._leaks, self._links = markup, names, leaks, links
         self._take_output = take_output
         self._following, self._canary = patterns.prompt_runs.following, patterns.canary
-        # Private strings of plain characters, or that begin with plain words, would have to be looked for.
+        # Private strings of plain characters, or with plain words at the beginning, would have to be looked for.
         self._is_there = not names.spaced and not any(map(_PLAIN.fullmatch, names.private))
         self._is_open = False
         self.note_state()
 
     def note_state(self) -> None:
-        """Find out whether it is open, after a text went through the stages."""
+        """Decide whether the path is open, after a text went through the stages."""
         markup = self._markup
         self._is_open = self._is_there and not (
             markup.held or markup.skip_until or markup.has_cut or self._names.in_long
@@ -81,7 +82,7 @@ class FastPath:
         return shown
 
     def _past_leaks_and_links(self, passed: str, lowered: str, cut: int) -> str | None:
-        """The same for the last two stages, and whole words. `lowered` holds them up to `cut`."""
+        """Pass whole words through the last two stages. `lowered` holds them up to `cut`."""
         leaks, links = self._leaks, self._links
         if leaks.held or leaks.dropping or leaks.canary_start or _ADDRESS in lowered:
             return None
@@ -92,7 +93,7 @@ class FastPath:
                 state = following[0].get(word, 0)
                 length = 1 if state else 0
             elif length:
-                return None  # two words of a prompt: the second is held back
+                return None  # two words of a prompt: the stage holds the second back
             else:
                 state, length = after, 1
         if self._canary is not None and self._canary.search(passed):
@@ -104,7 +105,7 @@ class FastPath:
             if passed[0] not in " \n":
                 return None
             if links.held:
-                # No more than letters that an address could have begun with, which it has not.
+                # Only as many letters as an address could have begun with, which it has not.
                 if (
                     not links.held.isalpha()
                     or links.has_cut

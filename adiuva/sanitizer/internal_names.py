@@ -29,7 +29,7 @@ _ROWS = rf"{_QUOTE}{_ROW}{_QUOTE}(?>{_SEPARATOR}{_QUOTE}{_ROW}{_QUOTE}){{0,99}}"
 _KIND = r"(?:task|project|note|timeline|client|row|comment|user|device|conversation|request)[ \t]{1,4}"
 _LABEL = r"[Ii][Dd]s?(?![A-Za-z0-9_])[ \t]{0,4}[:=#]?[ \t]{0,4}"
 
-# Short names that the server gives rows, such as t3; removed in brackets and behind "id".
+# Short names that the server gives rows, such as t3; they are removed in brackets and behind "id".
 _ALIAS = rf"(?<!{_A})[a-z][0-9]{{1,4}}(?!{_A})"
 _ALIASES = rf"{_ALIAS}(?>{_SEPARATOR}{_ALIAS}){{0,99}}"
 
@@ -44,8 +44,8 @@ _ROW_ID = re.compile(_ROW)
 _ONE_ALIAS = re.compile(_ALIAS)
 _TOOL = re.compile(_SPOKEN)
 _QUOTES = ("`", '"', "'", "*")
-# What may be, or become, a unit at the end of a text. It may match too much, but never starts inside a token.
-# The ids are matched possessively ({0,100}+): backtracking over a list of them would take exponential time.
+# A possible unit, or the beginning of one, at the end of a text. It may match too much, but never starts inside a
+# token. The ids are matched possessively ({0,100}+), because backtracking over them would take exponential time.
 _TAIL = re.compile(
     rf"(?:[ \t]|(?<!{_T})|(?!{_T}))"
     rf"(?:(?:[(\[][ \t]{{0,4}}(?:{_KIND})?(?:{_LABEL})?|{_LABEL})"
@@ -112,7 +112,7 @@ class InternalNameStage:
         self._pass(held, cut)
 
     def finish(self) -> None:
-        """Decide on the held text: the prose ends here."""
+        """Decide on the held text, because the prose ends here."""
         held, self.held = self.held, ""
         if self.in_long:
             self.in_long = False
@@ -180,7 +180,7 @@ class InternalNameStage:
         return ""
 
     def _kind(self, word: str) -> str:
-        """The kind of a word that must not be shown; "" if it may be shown."""
+        """Return the kind of a word that must not be shown; "" if it may be shown."""
         if _lower(word) in self.private:
             return "private_id"
         return "row_id" if word in self._known or word.strip("_-") in self._known else ""
@@ -198,7 +198,7 @@ class InternalNameStage:
         return text
 
     def _before_spaced(self, held: str, cut: int) -> int:
-        """The cut, moved before a private string of several tokens that it splits or may split."""
+        """Return the cut, moved before a private string of several tokens that it splits or may split."""
         lowered, wanted = _lower(held), -1
         while cut != wanted:
             wanted = cut
@@ -248,7 +248,7 @@ class InternalNameStage:
 
 
 def _lower(text: str) -> str:
-    """Lower case with the same length: İ is the only character that would become two."""
+    """Return lower case of the same length: İ is the only character that would become two."""
     return text.replace("İ", "i").lower()
 
 

@@ -1,8 +1,8 @@
-"""Last stage: links, images and HTML. What is shown is Markdown, which a client may render.
+"""Last stage: links, images and HTML. The output is Markdown, which a client may render.
 
 Images are never shown, because fetching one tells its server whatever the address holds. HTML is never shown. A link is
-shown only if its exact address was in the user's words or in what this turn has read; otherwise its text is, and of a
-bare address its host. A misled model can thus carry nothing away in an address that it made up.
+shown only if its exact address was in the user's words or in what this turn has read; otherwise only its text is shown,
+or the host of a bare address. So a misled model can carry nothing away in an address that it made up.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-# A construct that has not ended after so many characters is none.
+# A construct that has not ended after so many characters does not count as one.
 _MAX_CHARS: Final = 2_048
 _WAIT: Final = -1
 _NEVER: Final = -2
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]{1,31}"
-# Addresses that clients make links of without any markup.
+# Addresses that clients turn into links without any markup.
 _BARE = r"https?://|ftp://|www\."
 _BARE_START = re.compile(_BARE, re.IGNORECASE)
 BARE_BEGUN = re.compile(r"(?:h(?:t(?:t(?:ps?(?::/?)?)?)?)?|f(?:t(?:p(?::/?)?)?)?|ww?w?)\Z", re.IGNORECASE)
@@ -46,14 +46,14 @@ _HTML_NAMES: Final = frozenset(
 _TAG_START = re.compile(r"</?([A-Za-z][A-Za-z0-9:\-]*)|<[!?]")
 _TAG_BEGUN = re.compile(r"<(?:/?|!-?)\Z")
 _AUTOLINK = re.compile(rf"<({_SCHEME}:[^\s<>]*)>")
-# As in “Mara <mara@example.com>”. Clients make links of these without brackets, too; they open nothing by themselves.
+# As in “Mara <mara@example.com>”. Clients turn these into links without brackets, too; they open nothing by themselves.
 _MAIL_ADDRESS = re.compile(r"<[\w.+\-]{1,64}@(?!www\.)[\w\-]+(?:\.[\w\-]+)+>", re.ASCII)
 # The longest start of a bare address.
 TAIL_CHARS: Final = 8
 
 
 def addresses_in(text: str) -> set[str]:
-    """The addresses in a text, each as it is and without the punctuation that may follow it."""
+    """Return the addresses in a text, each as it is and without the punctuation that may follow it."""
     found: set[str] = set()
     for start in _ANY_ADDRESS.finditer(text):
         # In Markdown, a bracket may end the address or be a part of it.
@@ -66,7 +66,7 @@ _ANY_ADDRESS = re.compile(rf"(?:{_SCHEME}:/{{0,2}}|www\.)[^\s<>`\"”“]+", re.
 
 
 class LinkStage:
-    """`is_known(address)`: whether an address may be shown. `emit` gets what may be shown."""
+    """Stage for links. `is_known(address)`: whether an address may be shown. `emit` gets the text that may be shown."""
 
     def __init__(
         self, emit: Callable[[str], None], *, is_known: Callable[[str], bool], removed: Counter[str]
@@ -80,7 +80,7 @@ class LinkStage:
         self._process(self.held + text, final=False)
 
     def show(self, text: str) -> None:
-        """Pass on text that was checked elsewhere, after deciding on all that is held before it."""
+        """Pass on text that was checked elsewhere, after deciding on all text that is held before it."""
         self.finish()
         self.tail, self.has_cut = text[-1:], True
         self._emit(text)
@@ -120,7 +120,7 @@ class LinkStage:
         return self._bare_address(held, at, final)
 
     def _image(self, held: str, at: int, final: bool) -> int:
-        """An image becomes a link, which is judged next."""
+        """Turn an image into a link, which is judged next."""
         if at + 1 == len(held) and not final:
             return _WAIT
         if held.startswith("[", at + 1):
@@ -140,7 +140,7 @@ class LinkStage:
         if not after and not final:
             return _WAIT
         if after == ":":
-            # A definition would lend its address to a link elsewhere: without brackets it is none.
+            # A definition would lend its address to a link elsewhere; without brackets it is none.
             self._cut("link", self._cleaned(held[at + 1 : end]))
             return end + 1
         if after != "(":
@@ -209,7 +209,7 @@ class LinkStage:
         return bool(address) and not unsafe and self._is_known(address)
 
     def _cleaned(self, text: str) -> str:
-        """The text of a link, without links, images and HTML of its own."""
+        """Return the text of a link, without links, images and HTML of its own."""
         out: list[str] = []
         inner = LinkStage(out.append, is_known=lambda address: False, removed=self._removed)
         inner.feed(text)
@@ -223,7 +223,7 @@ class LinkStage:
         self.has_cut = True
 
     def _say(self, text: str) -> None:
-        """Show a text. What was judged apart must not become a link, an image or a tag where it meets."""
+        """Show a text. Parts that were judged separately must not become a link, an image or a tag where they meet."""
         if not text:
             return
         first, tail = text[0], self.tail

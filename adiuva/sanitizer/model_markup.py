@@ -50,7 +50,7 @@ _SQUARE_BEGUN = re.compile(
     rf"\[(?:/?[A-Z_]{{0,16}}|\s{{0,16}}(?:{_OBJECT_BEGUN})?|TOOL_CALLS\]\s{{0,16}}"
     r"(?:[\w.-]{1,64}(?:\[[A-Z_]{0,8}(?:\]\w{0,32}(?:\[[A-Z]{0,4}\]?)?\s{0,16})?)?)?)\Z"
 )
-# A call in a block of code goes with its fences.
+# A call in a block of code is removed with its fences.
 _FENCE = r"```[ \t]{0,4}(?:json|tool_?calls?|tool_code|xml)?[ \t]{0,4}\n?\s{0,16}"
 _FENCED = re.compile(
     rf"```[ \t]{{0,4}}(?P<own>tool_?calls?|tool_code)\b|{_FENCE}(?P<value>(?:\[\s{{0,16}})?{_OBJECT})"
@@ -102,7 +102,7 @@ class MarkupStage:
         self.held = ""
         # How far the JSON value at the start of the held text was scanned, and the nesting depth there.
         self._scanned: tuple[int, int] | None = None
-        # The end of a construct that is being dropped because it is too long to be held.
+        # The end of a construct that is dropped because it is too long to be held.
         self.skip_until: re.Pattern[str] | None = None
         self.has_cut = False  # whether something was removed at this position
         self.last = ""  # the last character of the prose
@@ -197,7 +197,7 @@ class MarkupStage:
         end = _ENTITY_BODY_END.search(held, start, at + MAX_HELD_CHARS)
         if end is None:
             if len(held) - at >= MAX_HELD_CHARS:
-                return self._dropped("tag", start)  # it is no list of ids: the rest is prose
+                return self._dropped("tag", start)  # not a list of ids: the rest is prose
             return self._dropped("tag", _end_of_line(held, start)) if final else _WAIT
         closed = end[0] == "]"
         after = end.end() if closed else end.start()
@@ -224,7 +224,7 @@ class MarkupStage:
             self._dropped("tag", 0)
 
     def _row(self, item: str) -> str:
-        """The id that an item of a tag means."""
+        """Return the row id that an item of a tag means."""
         word = item.strip(_QUOTES + "[]")
         return self._id_of(word) or word
 
@@ -262,7 +262,8 @@ class MarkupStage:
         return self._dropped("markup", end)
 
     def _value(self, at: int, final: bool) -> int:
-        """JSON that starts like a tool call or schema. A blank line ends it too, in case its last brace is missing."""
+        """Judge JSON that starts like a tool call or schema. A blank line ends it too, in case its last brace is
+        missing."""
         held, stop = self.held, at + MAX_HELD_CHARS
         blank = _BLANK_LINE.search(held, at, stop)
         end = self._end_of_value(at, blank.start() if blank else stop)
@@ -276,7 +277,7 @@ class MarkupStage:
         return end
 
     def _fenced(self, at: int, found: re.Match[str], final: bool) -> int:
-        """A block of code that may hold a tool call and nothing else."""
+        """Judge a block of code that may hold a tool call and nothing else."""
         held, stop = self.held, at + MAX_HELD_CHARS
         if found["own"]:
             return self._call(at, found.end(), _FENCE_END, final)
@@ -293,12 +294,12 @@ class MarkupStage:
         return self._dropped("markup", closing.end())
 
     def _fence(self, at: int) -> int:
-        """The marks alone: what follows is judged by itself."""
+        """Judge the marks alone: the text that follows is judged by itself."""
         self._say("```")
         return at + 3
 
     def _end_of_value(self, start: int, stop: int) -> int:
-        """The end of a JSON value; _WAIT if it does not end before `stop`. Scans each part only once."""
+        """Return the end of a JSON value; _WAIT if it does not end before `stop`. It scans each part only once."""
         place, depth = self._scanned or (start, 0)
         for part in _JSON_PART.finditer(self.held, place, stop):
             match part[0]:
@@ -316,7 +317,7 @@ class MarkupStage:
         return _WAIT
 
     def _unended(self, kind: str, at: int, start: int, close: re.Pattern[str], final: bool) -> int:
-        """A construct to be dropped whose end is missing: it is too long, cut off, or has not arrived yet."""
+        """Drop a construct without an end: it is too long, cut off, or has not arrived yet."""
         held = self.held
         if len(held) - at >= MAX_HELD_CHARS:
             self.skip_until = (

@@ -1,4 +1,4 @@
-"""Compiled patterns of what must not be shown: prompts as word runs, canaries as expressions, names of tools."""
+"""Compiled patterns of texts that must not be shown: prompts as word runs, canaries as expressions, names of tools."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 MIN_LEAKED_WORDS = 8
 """So many consecutive words of a prompt are a leak; fewer may be a coincidence."""
 
-# Scripts without spaces: each character counts as a word, so that text is not held back to the end of a clause.
+# In scripts without spaces each character counts as a word, so that text is not held back to the end of a clause.
 UNSPACED = r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 INVISIBLE = r"\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"
 _ASCII_WORD = re.compile(r"[A-Za-z0-9]+")
 _WORD = re.compile(rf"[{UNSPACED}]|(?:[^\W_{UNSPACED}]|[{INVISIBLE}])+")
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
 
-# What may separate the letters of a disguised canary: blanks, markdown, punctuation.
+# Characters that may separate the letters of a disguised canary: blanks, markdown, punctuation.
 _BETWEEN = rf"[\s{INVISIBLE}*_~`\-'\".,:;|>#+/\\]{{0,8}}"
 _CANARY_LETTERS = (8, 64)
 
@@ -26,14 +26,14 @@ def words(text: str, start: int = 0) -> Iterator[re.Match[str]]:
 
 
 def normalized(word: str) -> str:
-    """The form of a word for comparisons."""
+    """Return the form of a word for comparisons."""
     if word.isascii():
         return word.lower()
     return unicodedata.normalize("NFKC", _INVISIBLE.sub("", word)).casefold()
 
 
 class LeakPatterns:
-    """Patterns of texts that models get and users must not see. Build once per process.
+    """Patterns of texts that models get and users must not see. They are built once per process.
 
     `prompts` may include descriptions of tools. `canaries` in them have 8 to 64 letters and digits.
     """
@@ -51,7 +51,7 @@ class LeakPatterns:
 
 
 class WordRuns:
-    """All word runs of some texts: a suffix automaton over words instead of letters (Blumer et al., 1985).
+    """Automaton of all word runs of some texts: a suffix automaton over words instead of letters (Blumer et al., 1985).
 
     A step takes one or two dictionary look-ups; memory is proportional to the texts.
     """
@@ -67,7 +67,8 @@ class WordRuns:
             last = self._extended(last, f"\0{number}")  # so that no run spans two texts
 
     def step(self, state: int, length: int, word: str) -> tuple[int, int]:
-        """State and length of the longest run that ends with `word`, given those before it; (0, 0) if there is none."""
+        """Return state and length of the longest run that ends with `word`, given those before it; (0, 0) if there is
+        none."""
         following = self.following
         while word not in following[state]:
             if state == 0:
@@ -111,7 +112,8 @@ def _letters(canary: str) -> str:
 
 
 def _whole_or_begun(letters: str) -> str:
-    """An expression for all letters (then its group matches), or for the first of them at the end of the text."""
+    """Return an expression for all letters (then its group matches), or for the first of them at the end of the
+    text."""
     pattern = "()"
     for number, letter in reversed(list(enumerate(letters))):
         either = f"[{letter}{letter.upper()}]" if letter.isalpha() else letter

@@ -1,4 +1,4 @@
-"""Third stage: removes eight consecutive words of a prompt, and canaries. It is given whole words.
+"""Third stage: it removes eight consecutive words of a prompt, and canaries. It gets whole words.
 
 A run of a prompt is removed with the rest of its sentence or line. A mark is left in its place, which also keeps the
 text on both sides from merging into what was removed.
@@ -35,10 +35,10 @@ class PromptLeakStage:
         # The current run: its state in the automaton, its length, and the text from its second word on.
         self.state = self.length = 0
         self.held = ""
-        self._starts: list[int] = []  # where the words after the run's first begin in the held text
+        self._starts: list[int] = []  # where the words after the run's first one begin in the held text
         self._last = 0  # where its last word ends in the held text
-        self.dropping = False  # whether the rest of a sentence is being dropped
-        self.canary_start = ""  # held text that may be the start of a canary
+        self.dropping = False  # True while the rest of a sentence is dropped
+        self.canary_start = ""  # held text that may be the beginning of a canary
         self._marks = 0
         self.just_marked = False
 
@@ -136,7 +136,7 @@ class PromptLeakStage:
         self.just_marked = True
 
     def _say(self, text: str) -> None:
-        """Pass on a text without canaries; hold back what may be the start of one."""
+        """Pass on a text without canaries; hold back a possible beginning of one."""
         if not text:
             return
         if self.canary_start:

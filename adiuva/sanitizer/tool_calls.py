@@ -1,4 +1,4 @@
-"""Detects tool calls and tool schemas that a model writes as JSON into its text."""
+"""Detection of tool calls and tool schemas that a model writes as JSON into its text."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""The admin's own pages: is the server well, who uses it, what fails, and all about one account. Never content."""
+"""Pages of the admin's own: whether the server is well, who uses it, what fails, and all about one account. Never
+content."""

@@ -1,4 +1,4 @@
-"""The panels below an account: what belongs to it, the newest of each, with links to the rest. Never content."""
+"""Panels below an account: what belongs to it, the newest of each, with links to the rest. Never content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from integrations.models import Connection
 from memory.models import Memory
 
 _NEWEST: Final = 5
-# Model, title, columns (the first is the row's id and leads to its page), newest first by.
+# Model, title, columns (the first is the row's id and leads to its page), and the column to sort by, newest first.
 _LISTS: Final[tuple[tuple[Any, str, tuple[str, ...], str], ...]] = (
     (Agent, "Agents", ("type", "enabled", "schedule_cron", "last_run_at", "next_run_at"), "-created_at"),
     (Run, "Runs", ("agent_type", "state", "created_at", "items_created", "problems"), "-created_at"),
@@ -45,7 +45,7 @@ def panels(account: User, viewer: Any) -> Iterator[Panel]:
         if not may_view(viewer, model):
             continue
         rows = Device.objects.with_online() if model is Device else model.objects.all()
-        # One more than is shown tells whether there are more.
+        # One row more than is shown, to learn whether there are more.
         newest = list(
             rows.filter(user_id=account.pk).order_by(order).values_list("pk", *columns)[: _NEWEST + 1]
         )

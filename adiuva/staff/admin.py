@@ -1,4 +1,4 @@
-"""Tables of the platform, to look at: what is in them is decided by the code, and by `migrate`."""
+"""Tables of the platform that staff can look at. The code and `migrate` decide their content."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _LookOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # not generic at r
 
 @admin.register(PeriodicTask)
 class PeriodicTaskAdmin(_LookOnly):
-    """When beat last started each of them: one that is late is a sign that beat is down."""
+    """Periodic tasks, with the time when beat last started each: a late one is a sign that beat is down."""
 
     list_display = ["name", "task", "every", "enabled", "last_run_at", "total_run_count"]
     list_select_related = ["interval", "crontab", "solar", "clocked"]
@@ -50,7 +50,7 @@ class PeriodicTaskAdmin(_LookOnly):
 
 @admin.register(Group)
 class RoleAdmin(_LookOnly):
-    """Roles have exactly the permissions that the code gives them (staff.roles)."""
+    """Roles, which have exactly the permissions that the code gives them (staff.roles)."""
 
     list_display = ["name"]
     ordering = ["name"]

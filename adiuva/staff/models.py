@@ -1,1 +1,1 @@
-"""No table: Django sends `post_migrate`, by which the roles are made, only to apps that have this module."""
+"""No table: Django sends `post_migrate`, which makes the roles, only to apps that have this module."""

@@ -1,4 +1,4 @@
-"""Building blocks of the staff pages: small tables, whose cells may link to the admin's lists."""
+"""Building blocks of the staff pages: small tables with cells that may link to the admin's lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.utils import timezone
 
 @dataclass(frozen=True)
 class Cell:
-    """A value; `bad` marks what needs somebody's attention, in words and not by colour alone."""
+    """Value of a table; `bad` marks those that need somebody's attention, in words and not by colour alone."""
 
     text: Any
     url: str = ""
@@ -34,13 +34,13 @@ class Panel:
 
 
 def list_url(model: type[models.Model], **query: Any) -> str:
-    """The admin's list of a model, filtered."""
+    """Return the address of the admin's list of a model, filtered."""
     page = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
     return f"{page}?{urlencode(query)}" if query else page
 
 
 def page_url(model: type[models.Model], key: Any) -> str:
-    """The admin's page of one row."""
+    """Return the address of the admin's page of one row."""
     return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[quote(key)])
 
 
@@ -49,7 +49,7 @@ def may_view(user: Any, model: type[models.Model]) -> bool:
 
 
 def age(since: dt.datetime | None) -> str:
-    """For how long, such as 3 h, up to now."""
+    """Return the time up to now, such as 3 h."""
     return duration((timezone.now() - since).total_seconds()) if since else "–"
 
 
@@ -61,5 +61,5 @@ def duration(seconds: float) -> str:
 
 
 def at_least(count: int, most: int) -> str:
-    """A count of rows of which at most `most` were counted."""
+    """Return a count of rows of which at most `most` were counted."""
     return f"{count:,}" if count < most else f"{most:,} or more"

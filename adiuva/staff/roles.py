@@ -1,6 +1,6 @@
-"""The groups that staff can be put into, with exactly these permissions after each `migrate`.
+"""Groups that staff can be put into, with exactly these permissions after each `migrate`.
 
-Rights of one person beyond a role are given to the person, by a superuser.
+A superuser gives a person rights beyond a role.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from django.db.models import Q
 VIEWER: Final = "Viewer"
 SUPPORT: Final = "Support"
 REVIEWER: Final = "Reviewer"
-# What each may do besides looking: (app, permission). Accounts are made and deleted by superusers.
+# Each role's permissions besides looking: (app, permission). Superusers make and delete accounts.
 SUPPORT_MAY: Final = (
     ("accounts", "change_user"),  # language, active or not; send links; sign out everywhere
     ("accounts", "change_session"),  # end sessions
@@ -30,7 +30,7 @@ REVIEWER_MAY: Final = (
 
 
 def create_roles(using: str = "default", **_: Any) -> None:
-    """Make the groups, or set them back. It is sent after the migrations of each database."""
+    """Make the groups, or set them back. Django calls this after the migrations of each database."""
     if using != "default":
         return
     look = tuple((model._meta.app_label, f"view_{model._meta.model_name}") for model in admin.site._registry)

@@ -20,12 +20,13 @@ _MAX_FOUND: Final = 20
 
 
 def find(term: str, viewer: Any) -> list[Panel]:
-    """Find what the term names, as far as this member of staff may see it. Superusers' rows are left to the lists."""
+    """Find the rows that the term names, as far as this member of staff may see them. Superusers' rows are left to the
+    lists."""
     return [*_by_id(term, viewer), *_by_text(term, viewer)]
 
 
 def _by_id(term: str, viewer: Any) -> list[Panel]:
-    """At most one row of each kind, in one statement."""
+    """Return at most one row of each kind, in one statement."""
     try:
         wanted = UUID(term)
     except ValueError:
@@ -55,7 +56,7 @@ def _named(rows: QuerySet[Any], model: type[Any]) -> QuerySet[Any, Any]:
 
 
 def _visible(rows: QuerySet[Any], model: type[Any], viewer: Any) -> QuerySet[Any]:
-    """Rows of superusers are there for superusers alone."""
+    """Return the rows that this member of staff may see: only superusers see the rows of superusers."""
     if viewer.is_superuser:
         return rows
     return rows.exclude(**{"is_superuser" if model is User else "user__is_superuser": True})

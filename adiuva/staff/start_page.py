@@ -1,7 +1,7 @@
-"""The panels of the admin's start page: is it well, who uses it, what fails.
+"""Panels of the admin's start page: whether the server is well, who uses it, what fails.
 
-Each statement reads an index from its newest end, and at most MAX_ROWS rows: the page costs the same however large the
-tables are. Its figures say so where they are not all.
+Each statement reads an index from its newest end, and at most MAX_ROWS rows, so the page costs the same however large
+the tables are. Figures that do not cover all rows say so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from billing.models import Use
 from chat.models import Turn
 
 MAX_ROWS: Final = 100_000
-_MAX_COUNTED: Final = 10_000  # larger tables are estimated
+_MAX_COUNTED: Final = 10_000  # the size of a larger table is estimated
 _MAX_CODES: Final = 15
 _BAD_STATES: Final = {"error", "timeout", "partial", "limit"}
 
@@ -55,7 +55,7 @@ def _rows(statement: str, **values: Any) -> list[Any]:
 
 
 def _note(rows: list[Any], column: int) -> str:
-    """Says that not all rows were looked at."""
+    """Say that not all rows were counted."""
     return f"Of the newest {MAX_ROWS:,}." if sum(row[column] for row in rows) >= MAX_ROWS else ""
 
 
@@ -137,7 +137,7 @@ def _runs() -> Panel:
     )
 
 
-# As the index on failures has it: notes are none.
+# As in the index on failures, notes do not count.
 _RUN_CODES: Final = """
 SELECT code, kind, count(*), count(DISTINCT run_id) FROM (
     SELECT code, kind, run_id, is_over FROM agents_runevent
@@ -241,7 +241,7 @@ def _tokens() -> Panel:
 
 
 def model_costs(account: User | None = None) -> Panel:
-    """Show what models were asked for and what it cost, by day and model, for 7 days."""
+    """Show the requests to models and their cost, by day and model, for 7 days."""
     since = (timezone.now() - PeriodFilter.PERIODS["week"]).date()
     found = usage_reports.by_day_and_model(since, user_id=account.pk if account else None, most=MAX_ROWS)
     rows: list[list[Any]] = [
@@ -269,7 +269,7 @@ _COUNT: Final = "(SELECT count(*) FROM (SELECT FROM {} LIMIT %(counted)s) AS fir
 
 
 def _sizes() -> Panel:
-    """Show how large the tables are: the first rows are counted, and beyond those the planner's estimate tells."""
+    """Show how large the tables are: it counts the first rows, and takes the planner's estimate beyond those."""
     models = {model._meta.db_table: model for model in (User, Device, Agent, Run, Turn, OutboxRecord)}
     estimates = dict(_rows(_SIZES, tables=list(models)))
     counts = ", ".join(_COUNT.format(connection.ops.quote_name(table)) for table in models)

@@ -12,8 +12,7 @@ _MAX_TERM = 254  # the longest address
 
 
 def find(request: HttpRequest) -> HttpResponse:
-    """Find what `q` names: an id of any kind, a part of an address, a code. If
-    one row is named, it is shown at once."""
+    """Find what `q` names: an id of any kind, a part of an address, a code. A single row is shown at once."""
     term = request.GET.get("q", "").strip()[:_MAX_TERM]
     term = "" if "\x00" in term else term
     found = search.find(term, request.user) if term else []

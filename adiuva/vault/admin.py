@@ -1,4 +1,5 @@
-"""Staff see sizes, times and states, and not the names of tables. What is stored only its owner can read."""
+"""The vault in the admin. Staff see sizes, times and states, but no names of tables. Only its owner can read what is
+stored."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ class VectorSpaceAdmin(ReadOnlyAdmin):
 
 @admin.register(Scrub)
 class ScrubAdmin(ReadOnlyAdmin):
-    """The objects that were verified, by day."""
+    """Objects that were verified, by day."""
 
     list_display = ["day", "checked", "bytes", "corrupt", "missing"]
     ordering = ["-day"]

@@ -1,4 +1,4 @@
-"""Backups: what may be done to them. Each is one object; a client names it by the time at which it made it."""
+"""Operations on backups. Each backup is one object; a client names it by the time when it made it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_MS: Final = 2**53 - 1  # the largest integer in JavaScript
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A client's description of a backup, in the headers of its bytes."""
+    """Description of a backup by its client, in the headers of its bytes."""
 
     version: int
     timestamp_ms: int
@@ -32,7 +32,7 @@ class Description:
 
 
 def latest(user_id: uuid.UUID) -> Backup:
-    """Raises NotStored."""
+    """Return the newest backup. Raises NotStored."""
     found = Backup.objects.of(user_id).newest_first().first()
     if found is None:
         raise NotStored
@@ -40,7 +40,7 @@ def latest(user_id: uuid.UUID) -> Backup:
 
 
 def get(user_id: uuid.UUID, backup_id: uuid.UUID) -> Backup:
-    """Raises NotStored."""
+    """Return a backup by its time. Raises NotStored."""
     found = Backup.objects.of(user_id).filter(pk=backup_id).first()
     if found is None:
         raise NotStored
@@ -50,7 +50,7 @@ def get(user_id: uuid.UUID, backup_id: uuid.UUID) -> Backup:
 def is_there(user_id: uuid.UUID, wanted: Description) -> bool:
     """Return whether this very backup is stored, unharmed.
 
-    Raises TimestampTaken if another one of its time is, or BaseMissing.
+    Raises TimestampTaken if another backup of this time is stored, or BaseMissing.
     """
     found = Backup.objects.of(user_id).filter(timestamp_ms=wanted.timestamp_ms).first()
     if found is None:
@@ -80,7 +80,7 @@ def store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
             raise
         if bytes(found.checksum) != described.checksum:
             raise TimestampTaken from None
-        uploads.discard(whole)  # another request brought the same
+        uploads.discard(whole)  # another request brought the same backup
         return found
 
 
@@ -108,18 +108,19 @@ def _store(user_id: uuid.UUID, described: Description, whole: Whole) -> Backup:
 
 
 def _hold(user_id: uuid.UUID) -> None:
-    """Until the transaction ends no other one stores or deletes a backup of this account, if it has any.
+    """Keep other requests from storing or deleting a backup of this account until the transaction ends, if it has any
+    backup.
 
-    Before what is counted, so that nobody waits for one who waits for them.
+    Call it before locking what is counted, so that no two transactions wait for each other.
     """
     list(Backup.objects.of(user_id).order_by("pk").select_for_update().values_list("pk"))
 
 
 def _retain(user_id: uuid.UUID) -> None:
-    """Delete those that came first, beyond those that are kept. The newest that is not damaged is always kept.
+    """Delete the backups that came first, beyond those that are kept. The newest undamaged one is always kept.
 
-    By when they came, since a client's clock may be wrong: what has just come must not end at once. What is kept is
-    kept with what it builds on.
+    The order is that of arrival, because a client's clock may be wrong, and a backup that has just come must not be
+    deleted at once. A backup is kept with the one that it builds on.
     """
     if not (most := settings.STORE["keep_backups"]):
         return
@@ -141,7 +142,7 @@ def _retain(user_id: uuid.UUID) -> None:
 
 @transaction.atomic
 def delete(*, user_id: uuid.UUID, backup_id: uuid.UUID) -> None:
-    """Raises NotStored or OthersBuildOnIt."""
+    """Delete a backup. Raises NotStored or OthersBuildOnIt."""
     _hold(user_id)
     found = Backup.objects.of(user_id).filter(pk=backup_id).first()
     if found is None:
@@ -152,7 +153,7 @@ def delete(*, user_id: uuid.UUID, backup_id: uuid.UUID) -> None:
 
 
 def _delete(user_id: uuid.UUID, backup: Backup) -> None:
-    """Its trigger queues the object. Two that delete the same give its room back once."""
+    """Delete a row; its trigger queues the object. Two requests that delete the same backup give its room back once."""
     deleted, _ = Backup.objects.filter(pk=backup.pk).delete()
     if deleted:
         limits.amounts().add(user_id, "backup_bytes", -backup.size)

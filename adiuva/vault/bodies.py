@@ -1,6 +1,6 @@
 """The two requests that bring large bodies: `PUT /backup`, and `PATCH /storage/uploads/{id}`.
 
-What each does before, while and after its bytes come (`adiuva.object_store.bodies.Body`).
+Each says what happens before, while and after its bytes come (`adiuva.object_store.bodies.Body`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adiuva.vault.receiving import Receiver
 
 
 def length_of(given: Mapping[str, str]) -> int | None:
-    """The declared length of the body; None if it comes in chunks, or none is declared. Raises Invalid."""
+    """Return the declared length of the body; None if it comes in chunks, or none is declared. Raises Invalid."""
     if "Transfer-Encoding" in given or not given.get("Content-Length"):
         return None
     return headers.whole_number(given, "Content-Length", most=2**63 - 1)
@@ -45,7 +45,7 @@ def backup(request: Request) -> Body:
 
 
 class _KnownBackup:
-    """The same is stored: its bytes are not needed."""
+    """Body of a backup that is stored already: its bytes are not needed."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -111,7 +111,8 @@ class _Part:
         return BodyResponse(204, None, {"Tus-Resumable": headers.TUS, "Upload-Offset": str(offset)})
 
     def break_off(self, error: BaseException | None) -> None:
-        """Keep what came before the body broke off, unless the store failed or it has a checksum of its own."""
+        """Keep the bytes that came before the body broke off, unless the store failed or the request has a checksum of
+        its own."""
         try:
             if self._ended or (error is not None and not isinstance(error, AdiuvaError)):
                 self._receiver.give_up()

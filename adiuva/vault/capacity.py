@@ -1,6 +1,6 @@
 """Limit of what the installation stores: a cap for all accounts together, and the free space of the store's disk.
 
-What one account may store is in limits.py.
+limits.py has the limits of one account.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from adiuva.vault import limits
 from adiuva.vault.models import Upload
 
 _KNOWN_FOR_S: Final = 10.0
-_LOOKED_AGAIN_S: Final = 1.0  # before a refusal, and no more often
+_LOOKED_AGAIN_S: Final = 1.0  # seconds; a refusal looks again, but no more often
 
 
 class Known:
-    """A sum over all accounts, with what this process granted since. What others grant within 10 s is not in it.
+    """Sum over all accounts, with what this process granted since. It lacks what others granted within 10 s.
 
-    An exact one would make all writers wait for each other, and a sum for each of them would be slower the more there
-    are.
+    An exact sum would make all writers wait for each other, and a new sum for each writer would become slower the more
+    there are.
     """
 
     def __init__(self, count: Callable[[], int]) -> None:
@@ -32,7 +32,7 @@ class Known:
         self._bytes, self._counted = 0, float("-inf")
 
     def take(self, size: int, most: int) -> None:
-        """Raises StorageFull if it would be more than `most` with so many more bytes."""
+        """Add so many bytes. Raises StorageFull if there would be more than `most`."""
         for age in (_KNOWN_FOR_S, _LOOKED_AGAIN_S):
             if self._within(age) + size <= most:
                 self._bytes += size
@@ -51,7 +51,7 @@ def _stored() -> int:
 
 
 def _still_to_come() -> int:
-    """The bytes that open uploads have not brought yet."""
+    """Return the bytes that open uploads have not brought yet."""
     return Upload.objects.aggregate(n=Sum(F("length") - F("offset")))["n"] or 0
 
 

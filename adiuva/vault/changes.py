@@ -1,6 +1,7 @@
 """Changes since a client's last cursor.
 
-Only a tombstone says that something was deleted: what a part of the list does not name is unchanged, or comes later.
+Only a tombstone says that a record was deleted: a record that a part of the list does not name is unchanged, or comes
+later.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ MOST = 1_000
 
 
 class CursorTooOld(AdiuvaError):
-    """The server's database was restored: begin without a cursor, and delete nothing for it."""
+    """Error for a cursor older than a restored database: begin without a cursor, and delete nothing because of it."""
 
     code, status = "cursor_too_old", 410
 
@@ -26,7 +27,7 @@ class CursorTooOld(AdiuvaError):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """`cursor` is where to go on; `complete`: these were the last."""
+    """Changes to records. `cursor` is where to go on; `complete`: there are no more."""
 
     records: Sequence[Record]
     cursor: str
@@ -34,7 +35,8 @@ class Changes:
 
 
 def since(user_id: uuid.UUID, cursor: str, limit: int) -> Changes:
-    """The changes after `cursor`, oldest first; from the beginning if it is empty. Each record is in it once, as it is.
+    """Return the changes after `cursor`, oldest first; from the beginning if it is empty. Each record is in it once, in
+    its present state.
 
     Raises Invalid or CursorTooOld.
     """
@@ -48,13 +50,13 @@ def since(user_id: uuid.UUID, cursor: str, limit: int) -> Changes:
     rows = Record.objects.of(user_id).without_bytes().filter(seq__gt=after).order_by("seq")
     found = list(rows[: limit + 1])
     shown = found[:limit]
-    # Not the counter's own number: it may be ahead of what is committed.
+    # Not the counter's own number, because it may be ahead of what is committed.
     last = shown[-1].seq if shown else after
     return Changes(shown, f"{counter.epoch.hex}-{last}", complete=len(found) <= limit)
 
 
 def _read(cursor: str) -> tuple[str, int] | None:
-    """The epoch and the number that a cursor names; None at the beginning. Raises Invalid."""
+    """Return the epoch and the number that a cursor names; None at the beginning. Raises Invalid."""
     if cursor in ("", "0"):
         return None
     epoch, _, seq = cursor.partition("-")
@@ -73,7 +75,7 @@ def _after(position: tuple[str, int] | None, counter: ChangeCounter) -> int:
 
 
 def forget_positions() -> int:
-    """After a database was restored: every client begins again. Returns how many accounts."""
+    """Make every client begin again, after a database was restored. Returns how many accounts."""
     counters = list(ChangeCounter.objects.all())
     for counter in counters:
         counter.epoch = uuid.uuid4()

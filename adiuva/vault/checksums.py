@@ -11,7 +11,7 @@ _HEX: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def parse(text: str, name: str = "checksum") -> bytes:
-    """Raises InvalidChecksum; `name` is the field or header that held it."""
+    """Parse a checksum. Raises InvalidChecksum; `name` is the field or header that held it."""
     if not _HEX.fullmatch(text):
         raise InvalidChecksum(name)
     return bytes.fromhex(text)

@@ -1,7 +1,7 @@
 """Responses of stored bytes: all or one range (RFC 9110, with If-Range), or 304 if the client has them.
 
-Bytes that are read whole are compared with their checksum: the last piece is sent only if they are right, so that a
-damaged object never ends like a good one.
+A download of all bytes compares them with their checksum, and sends the last piece only if they are right. So a damaged
+object never ends like a good one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class Damaged(Exception):
-    """The bytes that were read are not what was stored. The connection is cut, so that nothing ends like a success."""
+    """Error for bytes that differ from those that were stored. The connection is cut, so that nothing ends like a
+    success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class ByteRange:
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:
-    """The part that a Range header asks for; None for all of it, also where there are several or it is no range.
+    """Return the part that a Range header asks for; None for all of it, also for several ranges or an invalid header.
 
     Raises RangeNotSatisfiable.
     """
@@ -65,7 +66,7 @@ def parse_range(header: str, size: int) -> ByteRange | None:
 def respond(
     request: HttpRequest, row: Record | Backup, *, changed_at: dt.datetime, headers: Mapping[str, str]
 ) -> HttpResponseBase:
-    """The bytes of a row. Raises Corrupt, ChangedMeanwhile or RangeNotSatisfiable."""
+    """Answer with the bytes of a row. Raises Corrupt, ChangedMeanwhile or RangeNotSatisfiable."""
     if row.corrupt:
         raise Corrupt
     tag, changed = etag(row.checksum), int(changed_at.timestamp())
@@ -107,7 +108,7 @@ def _bytes(request: HttpRequest, row: Record | Backup, tag: str, changed: int) -
 
 
 def _holds(condition: str, tag: str, changed: int) -> bool:
-    """Return whether an If-Range header means what is stored: a strong ETag, or exactly this date."""
+    """Return whether an If-Range header names the stored version: a strong ETag, or exactly this date."""
     return condition == tag or parse_http_date_safe(condition) == changed
 
 
@@ -120,7 +121,7 @@ def _inline(row: Record) -> bytes:
 
 
 async def _stream(row: Record | Backup, start: int, end: int) -> AsyncIterator[bytes]:
-    """Pieces of the object, as fast as the client takes them. Raises Damaged."""
+    """Yield pieces of the object, as fast as the client takes them. Raises Damaged."""
     assert row.object is not None
     whole = start == 0 and end == row.size
     digest, held = hashlib.sha256(), b""

@@ -1,4 +1,4 @@
-"""Errors with which the vault refuses a request, with their reasons."""
+"""Errors with which the vault refuses a request, and their reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class NotStored(NotFound):
 
 
 class ChecksumMismatch(AdiuvaError):
-    """The bytes that came are others than the checksum says. Nothing of them is kept."""
+    """Error for bytes that do not match their checksum. None of them is kept."""
 
     code, status = "checksum_mismatch", 400
 
@@ -26,8 +26,8 @@ class InvalidChecksum(Invalid):
 
 
 class ChangedMeanwhile(AdiuvaError):
-    """The stored version is not the one that the client expected. `checksum` and `version` name the stored one; a
-    backup has no version."""
+    """Error for a stored version that the client did not expect. `checksum` and `version` name the stored one; a backup
+    has no version."""
 
     code, status = "changed_meanwhile", 412
 
@@ -51,7 +51,7 @@ class TimestampTaken(Conflict):
 
 
 class BaseMissing(Conflict):
-    """Another one may do, or none."""
+    """Error for a base that is not there. Another one may do, or none."""
 
     code = "base_missing"
 
@@ -65,7 +65,7 @@ class OthersBuildOnIt(Conflict):
 
 
 class OffsetMismatch(AdiuvaError):
-    """`offset` says how much is there."""
+    """Error for a wrong offset. `offset` says how much is there."""
 
     code, status = "offset_mismatch", 409
 
@@ -128,7 +128,7 @@ class TooManyUploads(AdiuvaError):
 
 
 class Corrupt(AdiuvaError):
-    """The stored bytes are not those that were sent. Nothing can repair them but the client's own copy."""
+    """Error for stored bytes that are not those that were sent. Only the client's own copy can repair them."""
 
     code, status = "corrupt", 409
 
@@ -151,7 +151,7 @@ class TusVersion(AdiuvaError):
 
 
 class UploadChecksumMismatch(AdiuvaError):
-    """tus' own status: the bytes of this request are thrown away, and can be sent again."""
+    """Error with tus' own status: the bytes of this request are thrown away, and can be sent again."""
 
     code, status = "checksum_mismatch", 460
 
@@ -165,7 +165,7 @@ class InvalidHeader(Invalid):
 
 
 class VectorRefused(Invalid):
-    """`reason`: dimensions, not_finite, too_large, zero, or not_numbers."""
+    """Error for a vector. `reason`: dimensions, not_finite, too_large, zero, or not_numbers."""
 
     def __init__(self, reason: str, problem: str, *, field: str = "vector", **more: object) -> None:
         super().__init__("the vector is not valid", fields={field: [problem]}, reason=reason, **more)

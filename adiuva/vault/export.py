@@ -1,6 +1,6 @@
-"""The vault's part of an account's archive: what clients stored, as it is, sealed by them.
+"""Part of the vault in an account's archive: what clients stored, as it is, sealed by them.
 
-The bytes are pieces in base64, each on its own line, so that none is whole in memory.
+The bytes are pieces in base64, each on its own line, so that no object is whole in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _backups(user_id: UUID) -> Iterator[Mapping[str, Any]]:
 
 
 def _bytes_of(row: Record | Backup, name: str) -> Iterator[Mapping[str, Any]]:
-    """Pieces of what is stored; `{"unreadable": true}` where it is damaged or gone."""
+    """Yield pieces of what is stored; `{"unreadable": true}` if it is damaged or gone."""
     start = 0
     try:
         for piece in _pieces(row):

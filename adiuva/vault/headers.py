@@ -1,4 +1,4 @@
-"""Parses request headers: preconditions, backups, tus."""
+"""Parsers of request headers: preconditions, backups, tus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _ETAGS: Final = re.compile(r'"[0-9a-fA-F]{64}"(?:\s*,\s*"[0-9a-fA-F]{64}")*')
 
 
 def precondition(headers: Mapping[str, str]) -> Precondition:
-    """If-Match with ETags of ours or `*`, or `If-None-Match: *`. Raises Invalid for anything else."""
+    """Return the precondition of If-Match with ETags of ours or `*`, or of `If-None-Match: *`. Raises Invalid for
+    anything else."""
     match, none_match = headers.get("If-Match", "").strip(), headers.get("If-None-Match", "").strip()
     if none_match and (none_match != "*" or match):
         raise InvalidHeader("Only `*`, and not together with If-Match.", name="If-None-Match")
@@ -37,7 +38,7 @@ def precondition(headers: Mapping[str, str]) -> Precondition:
 
 
 def whole_number(headers: Mapping[str, str], name: str, *, most: int, default: int | None = None) -> int:
-    """Raises Invalid."""
+    """Parse a whole number. Raises Invalid."""
     raw = headers.get(name, "").strip()
     if not raw and default is not None:
         return default
@@ -47,7 +48,7 @@ def whole_number(headers: Mapping[str, str], name: str, *, most: int, default: i
 
 
 def backup(headers: Mapping[str, str]) -> Description:
-    """Raises Invalid or InvalidChecksum."""
+    """Return the description of a backup. Raises Invalid or InvalidChecksum."""
     base = whole_number(headers, "X-Backup-Base", most=MAX_MS, default=-1)
     return Description(
         version=whole_number(headers, "X-Backup-Version", most=2**31 - 1),
@@ -59,21 +60,21 @@ def backup(headers: Mapping[str, str]) -> Description:
 
 
 def require_tus(headers: Mapping[str, str]) -> None:
-    """Raises TusVersion."""
+    """Raise TusVersion unless the client speaks our version of tus."""
     if headers.get("Tus-Resumable") != TUS:
         raise TusVersion
 
 
 def upload_length(headers: Mapping[str, str]) -> int:
-    """Raises LengthRequired or Invalid."""
+    """Return the length of an upload. Raises LengthRequired or Invalid."""
     if "Upload-Length" not in headers:
         raise LengthRequired
     return whole_number(headers, "Upload-Length", most=2**63 - 1)
 
 
 def upload_purpose(headers: Mapping[str, str]) -> tuple[str, str]:
-    """Return what an upload is for, by the key `purpose` of its metadata (storage by default), and the metadata as it
-    stands.
+    """Return the purpose of an upload, by the key `purpose` of its metadata (storage by default), and the metadata as
+    it stands.
 
     Raises Invalid.
     """
@@ -95,7 +96,7 @@ def upload_purpose(headers: Mapping[str, str]) -> tuple[str, str]:
 
 
 def part_checksum(headers: Mapping[str, str]) -> PartChecksum | None:
-    """Raises Invalid."""
+    """Return the checksum of a part. Raises Invalid."""
     if "Upload-Checksum" not in headers:
         return None
     found = PartChecksum.parse(headers["Upload-Checksum"].strip())

@@ -1,6 +1,5 @@
 """Limits of what an account may store. The app that counts is above this one and registers itself when it is ready.
-Without one, everything is granted, as long as the installation has room (room.py).
-"""
+Without it, everything is granted, as long as the installation has room (capacity.py)."""
 
 from __future__ import annotations
 
@@ -14,35 +13,35 @@ Amount = tuple[int, int, int | None]
 
 
 class Amounts(Protocol):
-    """Counts bytes, and vectors, by account and kind. Refusals are its own errors, with 402 or 403."""
+    """Counter of bytes, and of vectors, by account and kind. Refusals are its own errors, with 402 or 403."""
 
     def reserve(self, user_id: uuid.UUID, kind: Kind, n: int, /, *, lifetime: dt.timedelta) -> uuid.UUID:
-        """Keep room free for what is on its way."""
+        """Keep room free for something on its way."""
 
     def keep(self, reservation_id: uuid.UUID, n: int, /, *, instead_of: int = 0) -> bool:
-        """It came: count it in place of the reservation. False if that has expired."""
+        """Count it in place of the reservation, because it came. Returns False if the reservation has expired."""
 
     def release(self, reservation_id: uuid.UUID, /) -> None:
-        """It does not come."""
+        """Give the reservation back, because it does not come."""
 
     def add(self, user_id: uuid.UUID, kind: Kind, n: int, /) -> None:
         """Count `n` more, or fewer, in the transaction that stores or deletes them."""
 
     def amounts(self, user_id: uuid.UUID, /) -> Mapping[str, Amount]:
-        """By kind: used, reserved, limit."""
+        """Return used, reserved and limit by kind."""
 
     def total(self) -> int:
-        """The bytes of all accounts, with those that are reserved."""
+        """Return the bytes of all accounts, including those that are reserved."""
 
     def counted(self) -> Iterable[tuple[uuid.UUID, Kind, int, int]]:
         """Return the bytes used and reserved, by account and kind."""
 
     def recount(self, user_id: uuid.UUID, kind: Kind, count: Callable[[], int], /) -> None:
-        """Set what is used to what `count` finds, while nobody else changes it."""
+        """Set the used amount to what `count` finds, while nobody else changes it."""
 
 
 class _Unlimited:
-    """Without an app that counts."""
+    """Stand-in without an app that counts."""
 
     def reserve(self, user_id: uuid.UUID, kind: Kind, n: int, /, *, lifetime: dt.timedelta) -> uuid.UUID:
         return uuid.uuid4()
@@ -74,7 +73,8 @@ _count_request: Callable[[uuid.UUID, str], None] = _any_request
 
 
 def register(amounts: Amounts, count_request: Callable[[uuid.UUID, str], None]) -> None:
-    """`count_request` counts a request that does not pass REST framework's throttle; it raises what refuses it."""
+    """Register the app's counter. `count_request` counts a request that does not pass REST framework's throttle, and
+    raises the error that refuses it."""
     global _amounts, _count_request
     _amounts, _count_request = amounts, count_request
 

@@ -1,6 +1,6 @@
 """Records, backups, uploads and vectors. Their bytes are sealed by clients: the server has no key to them.
 
-What the server sees, and staff with it: the record's table, sizes, and times. Vectors are not sealed, since it
+The server, and staff with it, sees the record's table, sizes, and times. Vectors are not sealed, since the server
 compares them.
 """
 
@@ -28,10 +28,10 @@ def _is_sha256(column: str) -> Exact:
 
 
 class ChangeCounter(models.Model):
-    """The number of changes that an account's records have seen.
+    """Counter of the changes that an account's records have seen.
 
-    Whoever changes a record holds this row until the commit, so that numbers appear in their order and a reader who
-    has seen one has seen all before it. `epoch` changes when a database is restored: positions of before then say
+    A transaction that changes a record holds this row until the commit, so that numbers appear in their order, and a
+    reader who has seen one has seen all before it. `epoch` changes when a database is restored: earlier positions say
     nothing.
     """
 
@@ -54,12 +54,12 @@ class RecordQuerySet(models.QuerySet["Record"]):
         return self.defer("blob")
 
     def deleted_before(self, age: dt.timedelta) -> Self:
-        """Deleted that long ago, and still with their bytes."""
+        """Return records that were deleted that long ago, and still have their bytes."""
         return self.filter(deleted_at__lt=Now() - age).exclude(blob=None, object=None)
 
 
 class Record(models.Model):
-    """Opaque bytes under an id that stays. A deleted one remains as a tombstone, for a while with its bytes."""
+    """Opaque bytes under an id that stays. A deleted record remains as a tombstone, for a while with its bytes."""
 
     number = models.BigAutoField(primary_key=True)
     id = models.UUIDField(default=uuid.uuid4, editable=False)
@@ -119,14 +119,14 @@ class UploadQuerySet(models.QuerySet["Upload"]):
         return self.filter(user_id=user_id)
 
     def expired(self) -> Self:
-        """Nobody is at it, and it will not go on: its time is over, or its only request is."""
+        """Return uploads that nobody holds and that will not go on: their time is over, or their only request is."""
         return self.filter(is_free(), Q(expires_at__lt=Now()) | Q(direct=True))
 
 
 class Upload(Leased):
-    """Bytes on their way. The request that brings some holds the lease. What they are for is known when they are whole.
+    """Bytes on their way. The request that brings some holds the lease. Their use is known once they are whole.
 
-    A direct one is the body of one request, which nobody can resume.
+    A direct upload is the body of one request, which nobody can resume.
     """
 
     class Purpose(models.TextChoices):
@@ -174,7 +174,7 @@ class BackupQuerySet(models.QuerySet["Backup"]):
 
 
 class Backup(models.Model):
-    """A client's database as it was at a time, sealed by the client."""
+    """Database of a client as it was at a time, sealed by the client."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, **_RELATION)
@@ -211,7 +211,8 @@ class VectorSpaceQuerySet(models.QuerySet["VectorSpace"]):
 
 
 class VectorSpace(models.Model):
-    """Vectors of one account that can be compared: of one model, and rotated alike. The client numbers its spaces."""
+    """Space of an account's vectors that can be compared: of one model, and rotated alike. The client numbers its
+    spaces."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, **_RELATION)
     space = models.PositiveSmallIntegerField()
@@ -244,7 +245,7 @@ class VectorQuerySet(models.QuerySet["Vector"]):
 
 
 class Vector(models.Model):
-    """A vector that a client computed, with sealed bytes that say to the client what it is of."""
+    """Vector that a client computed, with sealed bytes that tell the client what it belongs to."""
 
     number = models.BigAutoField(primary_key=True)
     space = models.ForeignKey(VectorSpace, models.CASCADE, related_name="+", db_index=False)
@@ -274,7 +275,7 @@ class Vector(models.Model):
 
 
 class Scrub(models.Model):
-    """The count of what was read again and compared on one day."""
+    """Count of the objects that were read again and compared on one day."""
 
     day = models.DateField(primary_key=True, help_text="in UTC")
     checked = models.PositiveBigIntegerField(default=0)

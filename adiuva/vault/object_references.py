@@ -11,13 +11,14 @@ from adiuva.vault.models import Backup, Record, Upload
 
 
 def referred(names: Collection[str]) -> set[str]:
-    """Those of these objects that a row refers to."""
+    """Return those of these objects that a row refers to."""
     rows = [model._default_manager.filter(object__in=names) for model in (Record, Backup, Upload)]
     return {name for found in rows for name in found.values_list("object", flat=True) if name is not None}
 
 
 def expected(shard: str) -> set[str]:
-    """The objects of whole records and backups in a part of the store, but for those that are known to be damaged."""
+    """Return the objects of whole records and backups in a part of the store, except those that are known to be
+    damaged."""
     rows = [
         model._default_manager.filter(object__startswith=f"{shard}/", corrupt=False)
         for model in (Record, Backup)
@@ -26,12 +27,13 @@ def expected(shard: str) -> set[str]:
 
 
 def lost(name: str) -> None:
-    """An object is gone: its row says from now on that it is damaged."""
+    """Mark the row of an object that is gone as damaged."""
     for model in (Record, Backup):
         for row in model._default_manager.filter(object=name):
             scrub.note_lost(row)
 
 
 def forget_owner(user_id: uuid.UUID) -> None:
-    """An account is deleted, in this transaction: its objects go at once, and nothing says whose they were."""
+    """Queue the objects of an account that this transaction deletes. They go at once, and nothing says whose they
+    were."""
     Garbage.objects.filter(owner=user_id).update(owner=None)

@@ -1,4 +1,4 @@
-"""Receiving: the bytes of one request go into an upload, under its lease, which is renewed as they come."""
+"""Receipt of the bytes of one request into an upload, under its lease, which is renewed as they come."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MOST_AT_ONCE: Final = 4  # requests of one user that bring bytes
-_SAVE_BYTES: Final = 16 << 20  # a process that is killed loses at most as much of what it received
+_SAVE_BYTES: Final = 16 << 20  # a killed process loses at most this much of what it received
 _DIGESTS: Final = ("sha1", "sha256")
 
 
 @dataclass(frozen=True, slots=True)
 class PartChecksum:
-    """The hash that the bytes of one request must have."""
+    """Hash that the bytes of one request must have."""
 
     algorithm: str
     digest: bytes
 
     @classmethod
     def parse(cls, header: str) -> PartChecksum | None:
-        """tus' Upload-Checksum; None if it cannot be read."""
+        """Parse tus' Upload-Checksum; None if it cannot be read."""
         algorithm, _, encoded = header.partition(" ")
         if algorithm not in _DIGESTS:
             return None
@@ -52,15 +52,15 @@ class PartChecksum:
 
 
 class Receiver:
-    """Takes the bytes of one request. It blocks; one thread at a time.
+    """Receiver of the bytes of one request. It blocks; one thread at a time.
 
-    With a checksum of the request, nothing counts before all of it has come.
+    If the request has a checksum, nothing counts before all of it has come.
     """
 
     def __init__(self, upload: Upload, lease: Lease[Upload], sink: Sink, check: PartChecksum | None) -> None:
         self.upload, self._lease, self._sink, self._check = upload, lease, sink, check
         self.offset = self._saved = upload.offset
-        # The hash of the whole, if this request brings all of it: then nothing has to be read again.
+        # The hash of the whole, if this request brings all of it, so that nothing has to be read again.
         self._whole: _Hash | None = hashlib.sha256() if upload.offset == 0 else None
         self._part = hashlib.new(check.algorithm, usedforsecurity=False) if check is not None else None
         self._renewed = time.monotonic()
@@ -70,9 +70,8 @@ class Receiver:
         return self.upload.length - self.offset
 
     def write(self, data: bytes) -> None:
-        """Raises StorageFull, StorageAway, TooLong, UploadExpired if the store lost what came before, or LeaseLost if
-        another took the upload, or its account is gone.
-        """
+        """Write bytes. Raises StorageFull, StorageAway, TooLong, UploadExpired if the store lost earlier bytes, or
+        LeaseLost if another took the upload, or its account is gone."""
         if len(data) > self.room:
             raise TooLong(self.upload.length - self.upload.offset)
         try:
@@ -101,7 +100,8 @@ class Receiver:
             self._saved = progress.offset
 
     def end(self) -> int:
-        """End the body, whole or broken off: keep what came, and release the lease. Returns the offset that counts.
+        """End the body, whole or broken off: keep the bytes that came, and release the lease. Returns the offset that
+        counts.
 
         Raises UploadChecksumMismatch: then nothing of this request counts.
         """
@@ -119,8 +119,8 @@ class Receiver:
         return progress.offset
 
     def save_rest(self) -> None:
-        """Keep what can be kept of a body that broke off, and release the lease. Raises nothing: nobody waits for the
-        answer."""
+        """Keep as much as possible of a body that broke off, and release the lease. Raises nothing, because nobody
+        waits for the answer."""
         try:
             if self._may_save:
                 self.end()
@@ -133,7 +133,7 @@ class Receiver:
         return min(timezone.now() + uploads.kept(), self.upload.created_at + uploads.LONGEST)
 
     def finish(self) -> uploads.Whole:
-        """All of a direct upload came: the object is whole, and still under the lease."""
+        """Finish a direct upload, all of which came: the object is whole, and still under the lease."""
         self._sink.finish()
         assert self._whole is not None and self.upload.object is not None
         return uploads.Whole(
@@ -141,8 +141,8 @@ class Receiver:
         )
 
     def give_up(self) -> None:
-        """Give up a failed request. A resumable upload keeps the bytes that are safe; a direct one is deleted, with its
-        reserved room."""
+        """Give up a failed request. A resumable upload keeps its safe bytes; a direct one is deleted, with its reserved
+        room."""
         with contextlib.suppress(LeaseLost):
             if self.upload.direct:
                 uploads.delete_held(self._lease, self.upload)
@@ -150,7 +150,7 @@ class Receiver:
                 self._lease.release()
 
     def close(self) -> None:
-        """Free what it holds; after `end`, `finish` or `give_up`."""
+        """Free the receiver's resources; call it after `end`, `finish` or `give_up`."""
         self._sink.close()
 
 
@@ -166,7 +166,8 @@ def open_receiver(
     check: PartChecksum | None = None,
     direct: bool = False,
 ) -> Receiver:
-    """Hold the upload while a request brings bytes from `offset` on. The caller ends it: `end`, or `give_up`; `close`.
+    """Hold the upload while a request brings bytes from `offset` on. The caller calls `end` or `give_up`, and then
+    `close`.
 
     Raises NotStored, UploadExpired, UploadBusy, OffsetMismatch, TooManyUploads.
     """

@@ -1,4 +1,4 @@
-"""Records: what may be done to them. Every change takes the account's counter first, so that changes have one order."""
+"""Operations on records. Every change takes the account's counter first, so that changes have one order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ON CONFLICT (user_id) DO UPDATE SET seq = vault_changecounter.seq + 1 RETURNING 
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """Few bytes, that came with the request."""
+    """Few bytes that came with the request."""
 
     data: bytes
     checksum: bytes
@@ -37,7 +37,7 @@ Content = Inline | Whole
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """The state that the client expects: one of these checksums, anything, or nothing. By default it does not say."""
+    """State that the client expects: one of these checksums, anything, or nothing. By default it does not say."""
 
     matches: frozenset[bytes] | None = None
     exists: bool = False
@@ -45,7 +45,7 @@ class Precondition:
 
 
 def inline(data: bytes, checksum: bytes) -> Inline:
-    """Raises ChecksumMismatch, or Invalid if it must be uploaded."""
+    """Return the bytes of a request. Raises ChecksumMismatch, or Invalid if they must be uploaded."""
     if len(data) > INLINE_BYTES:
         problem = "More than 1 MiB: upload it, and name the upload."
         raise Invalid("the record is too large for this request", fields={"blob": [problem]})
@@ -56,7 +56,7 @@ def inline(data: bytes, checksum: bytes) -> Inline:
 
 
 def get(user_id: uuid.UUID, record_id: uuid.UUID) -> Record:
-    """Raises NotStored, also for a deleted one."""
+    """Return a record. Raises NotStored, also for a deleted one."""
     found = Record.objects.of(user_id).live().filter(id=record_id).first()
     if found is None:
         raise NotStored
@@ -66,9 +66,10 @@ def get(user_id: uuid.UUID, record_id: uuid.UUID) -> Record:
 def create(
     *, user_id: uuid.UUID, table: str, content: Content, record_id: uuid.UUID | None = None
 ) -> tuple[Record, bool]:
-    """The record, and whether it was made now. With an id of the client's, the same content again is no error.
+    """Create a record. Returns it, and whether it was made now. With the client's own id, the same content again is no
+    error.
 
-    Raises IdTaken, or what limits refuse.
+    Raises IdTaken, or the errors of limits.
     """
     only_new = Precondition(is_absent=True)
     try:
@@ -90,8 +91,8 @@ def put(
 ) -> tuple[Record, bool]:
     """Store the content under this id. Returns the record, and whether it was made now.
 
-    Equal content changes nothing, and is no conflict whatever the client thought was there. Raises NotStored if there
-    is none and it may not be made, ChangedMeanwhile, or what limits refuse.
+    Equal content changes nothing, and is no conflict whatever the client expected. Raises NotStored if there is no
+    record and it may not be made, ChangedMeanwhile, or the errors of limits.
     """
     seq = _next_change(user_id)
     found = Record.objects.of(user_id).without_bytes().filter(id=record_id).first()
@@ -122,7 +123,7 @@ def put(
 
 
 def _next_change(user_id: uuid.UUID) -> int:
-    """The number of this change. The account's other writers wait until the transaction ends."""
+    """Return the number of this change. The account's other writers wait until the transaction ends."""
     with connection.cursor() as cursor:
         cursor.execute(_NEXT, [user_id])
         found: int = cursor.fetchone()[0]
@@ -184,7 +185,8 @@ def delete(*, user_id: uuid.UUID, record_id: uuid.UUID, when: Precondition) -> N
 
 @transaction.atomic
 def undelete(*, user_id: uuid.UUID, record_id: uuid.UUID) -> Record:
-    """Bring a deleted record back. One that is not deleted stays as it is. Raises NotStored, or what limits refuse."""
+    """Bring a deleted record back. One that is not deleted stays as it is. Raises NotStored, or the errors of
+    limits."""
     seq = _next_change(user_id)
     found = Record.objects.of(user_id).without_bytes().filter(id=record_id).first()
     if found is None or (found.deleted_at is not None and not _has_bytes(found)):

@@ -1,7 +1,7 @@
-"""Comparing what is counted for each account with what its rows hold.
+"""Comparison of the counted amounts of each account with its rows.
 
-They change in one transaction, so they are equal. Where they are not, that is logged, and what is used is set right;
-what is reserved ends with its uploads.
+Counts and rows change in one transaction, so they are equal. A difference is logged, and the used amount is corrected;
+a reserved amount ends with its uploads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RESERVED: Final[dict[str, Kind]] = {"storage": "storage_bytes", "backup": "back
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`used` and `reserved`: how much more is counted than is there; negative if less is."""
+    """Difference of an account. `used` and `reserved`: how much more is counted than is there; negative if less is."""
 
     user_id: uuid.UUID
     kind: Kind
@@ -37,7 +37,7 @@ class Difference:
 
 
 def compare() -> list[Difference]:
-    """Log and return what differs; set right what is used. It must not be called within a transaction."""
+    """Log and return the differences, and correct used amounts. It must not be called within a transaction."""
     found = _differences()
     for each in found:
         log.error(
@@ -68,7 +68,7 @@ def _differences() -> list[Difference]:
 
 
 def _sums(user_id: uuid.UUID | None = None) -> Iterable[tuple[Kind, Iterable[tuple[uuid.UUID, int]]]]:
-    """Return how many bytes the rows hold, by kind and account: of all accounts, or of one."""
+    """Return how many bytes the rows hold, by kind and account, for all accounts or for one."""
     records, backups, vectors = Record.objects.live(), Backup.objects.all(), Vector.objects.all()
     if user_id is not None:
         records, backups, vectors = records.of(user_id), backups.of(user_id), vectors.of(user_id)

@@ -1,9 +1,9 @@
-"""Reading again what is stored, and comparing it with its checksum: all of it within a month, the oldest first.
+"""Verification of stored objects by their checksums: all of them within a month, the oldest first.
 
-What is damaged is marked, its owner is told where the list is shown, and operators by a log entry. Nothing but the
-client's own copy can repair it: what is stored under the same id or time takes its place.
+A damaged object is marked: its owner sees that in the list, and operators see a log entry. Only the client's own copy
+can repair it: new bytes under the same id or time take its place.
 
-Of vectors it is the bytes beside them that have a checksum. A space is verified as a whole, in the order of its ids.
+For vectors, the bytes beside them have a checksum. A space is verified as a whole, in the order of its ids.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class ScrubCounts:
 
 
 def run(*, older_than: dt.timedelta = EVERY, within_s: float = 300.0) -> ScrubCounts:
-    """Verify what was not verified for this long, until the time is over. Raises StorageAway: it goes on later."""
+    """Verify objects that were not verified for this long, until the time is over. Raises StorageAway; a later call
+    goes on."""
     found, end = ScrubCounts(), time.monotonic() + within_s
     before = timezone.now() - older_than
     try:
@@ -107,7 +108,7 @@ def _digest(row: Backup | Record) -> bytes:
 
 
 def _verify_vectors(before: dt.datetime, found: ScrubCounts) -> bool:
-    """Some vectors of the space that is due first. Returns False if none is due."""
+    """Verify some vectors of the space that is due first. Returns False if none is due."""
     space = VectorSpace.objects.filter(verified_at__lt=before).order_by("verified_at").first()
     if space is None:
         return False
@@ -136,7 +137,7 @@ def note_lost(row: Backup | Record) -> None:
 
 
 def mark(row: Backup | Record) -> bool:
-    """Note that a row's bytes are damaged, unless others have taken their place."""
+    """Mark a row's bytes as damaged, unless others have taken their place."""
     same = type(row)._default_manager.filter(pk=row.pk, object=row.object, checksum=row.checksum)
     marked = bool(same.update(corrupt=True, verified_at=Now()))
     if marked:

@@ -1,4 +1,4 @@
-"""Uploads: begun with their length, for which room is kept; brought in one request or more; then made into something.
+"""Uploads: begun with their length, for which room is kept; brought in one request or more; then turned into something.
 
     upload = begin(user_id=..., purpose=..., length=...)
     receiver = open_receiver(user_id, upload.pk, offset=0)       # receiving.py: the lease is held
@@ -8,7 +8,7 @@
     with transaction.atomic():
         take(whole)                                              # counted; the caller's row refers to the object now
 
-A request that breaks off leaves what is safe. An upload that nobody continues expires, and its room is freed.
+A request that breaks off leaves its safe bytes. An upload that nobody continues expires, and its room is freed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _KINDS: Final[dict[str, limits.Kind]] = {"storage": "storage_bytes", "backup": "
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A complete upload whose checksum is right, under the lease of the request that makes something of it."""
+    """Complete upload with a correct checksum, under the lease of the request that makes something of it."""
 
     lease: Lease[Upload]
     object: str
@@ -75,7 +75,7 @@ def begin(
 ) -> Upload:
     """Keep room, and make the row, before the first byte.
 
-    Raises TooLong, TooManyUploads, StorageFull, or what limits refuse.
+    Raises TooLong, TooManyUploads, StorageFull, or the errors of limits.
     """
     if length > MOST_BYTES:
         raise TooLong(MOST_BYTES)
@@ -104,7 +104,7 @@ def kept() -> dt.timedelta:
 
 
 def get(user_id: uuid.UUID, upload_id: uuid.UUID) -> Upload:
-    """Raises NotStored or UploadExpired."""
+    """Return an upload. Raises NotStored or UploadExpired."""
     found = Upload.objects.of(user_id).filter(pk=upload_id, direct=False).first()
     if found is None:
         raise NotStored
@@ -126,7 +126,8 @@ def claim(user_id: uuid.UUID, upload_id: uuid.UUID) -> tuple[Upload, Lease[Uploa
 
 
 def complete(user_id: uuid.UUID, upload_id: uuid.UUID, purpose: str, checksum: bytes) -> Whole:
-    """Finish the object, and compare it with the client's checksum. The caller takes it, discards it or lets it be.
+    """Finish the object, and compare it with the client's checksum. The caller takes the upload, discards it or
+    releases it.
 
     Raises NotStored, UploadExpired, UploadBusy, WrongPurpose, UploadIncomplete, and ChecksumMismatch, after which the
     upload is gone.
@@ -157,7 +158,7 @@ def complete(user_id: uuid.UUID, upload_id: uuid.UUID, purpose: str, checksum: b
 
 
 def _read_back(upload: Upload, lease: Lease[Upload]) -> bytes:
-    """The checksum of what several requests brought, from what the store has."""
+    """Return the checksum of bytes that several requests brought, read from the store."""
     assert upload.object is not None
     digest, renewed = hashlib.sha256(), time.monotonic()
     for piece in store().read(upload.object, 0, upload.length):
@@ -169,19 +170,20 @@ def _read_back(upload: Upload, lease: Lease[Upload]) -> bytes:
 
 
 def take(whole: Whole, *, instead_of: int = 0) -> None:
-    """Count it as stored; in the caller's transaction, whose row refers to the object. Raises UploadExpired."""
+    """Count the upload as stored, in the transaction of the caller, whose row refers to the object. Raises
+    UploadExpired."""
     try:
         upload = whole.lease.held()
     except LeaseLost:
         raise UploadExpired from None
     if not limits.amounts().keep(whole.reservation, whole.size, instead_of=instead_of):
         raise UploadExpired
-    Upload.objects.filter(pk=upload.pk).update(object=None)  # handed on: nothing is queued when the row goes
+    Upload.objects.filter(pk=upload.pk).update(object=None)  # handed on, so that nothing is queued when the row goes
     Upload.objects.filter(pk=upload.pk).delete()
 
 
 def release(whole: Whole) -> None:
-    """Nothing was made of it: it can be tried again."""
+    """Release an upload that nothing was made of, so that it can be tried again."""
     try:
         whole.lease.release()
     except LeaseLost:
@@ -189,7 +191,7 @@ def release(whole: Whole) -> None:
 
 
 def discard(whole: Whole) -> None:
-    """It is not needed: the same is there already."""
+    """Discard an upload that is not needed, because the same bytes are there already."""
     upload = whole.lease.row.first()
     if upload is not None:
         with contextlib.suppress(LeaseLost):
@@ -200,7 +202,7 @@ def discard(whole: Whole) -> None:
 
 
 def abandon(upload: Upload) -> None:
-    """Nothing of it came."""
+    """Abandon an upload of which no byte came."""
     with contextlib.suppress(LeaseLost):
         delete_held(upload.lease(LEASE), upload)
 
@@ -225,22 +227,23 @@ def delete_held(lease: Lease[Upload], upload: Upload) -> None:
 
 
 def _queue_if_gone(upload_id: uuid.UUID, name: str | None) -> None:
-    """The row went while its bytes were written, with its account perhaps: they may have come after their deletion."""
+    """Queue the object if the row was deleted while its bytes were written, perhaps with its account: they may have
+    come after their deletion."""
     if name is not None and not Upload.objects.filter(pk=upload_id).exists():
         queue([name])
 
 
 def end_all() -> int:
-    """After a database was restored: uploads that it knows are begun anew. Returns how many.
+    """Begin the known uploads anew, after a database was restored. Returns how many.
 
-    Their bytes may have become an object that a later dump refers to. So deleting them is left to the comparison of the
-    store with the rows, which waits for long.
+    Their bytes may have become an object that a later dump refers to. So the comparison of the store with the rows,
+    which waits long, deletes them.
     """
     return Upload.objects.update(object=None, expires_at=Now())
 
 
 def expire() -> int:
-    """Delete uploads that nobody goes on with. Returns how many."""
+    """Delete uploads that nobody continues. Returns how many."""
     ended = 0
     for upload in leases.claim(Upload.objects.expired().order_by("expires_at"), LEASE, most=_EXPIRED_AT_ONCE):
         with contextlib.suppress(LeaseLost):

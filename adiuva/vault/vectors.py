@@ -1,7 +1,7 @@
-"""Vectors that clients computed, compared exactly: no index that could miss one, and each account's for itself.
+"""Vectors that clients computed, compared exactly and only within an account: no index could miss one.
 
 They are stored in half precision, in the row itself, so that comparing one reads no other page. A space has one number
-of dimensions. The bytes beside a vector are sealed by the client; they count as storage.
+of dimensions. The client seals the bytes beside a vector; they count as storage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adiuva.vault.errors import ChecksumMismatch, TooManyVectors, VectorRefused
 from adiuva.vault.models import Vector, VectorSpace
 
 MOST_AT_ONCE: Final = 100
-MOST_DIMENSIONS: Final = 4_000  # a row's page has room for as many
+MOST_DIMENSIONS: Final = 4_000  # no more fit on a row's page
 MOST_BLOB_BYTES: Final = 64 * 1024
 MOST_FOUND: Final = 100
 
@@ -59,7 +59,7 @@ class NewVector:
     def of(
         cls, field: str, *, id: str, vector: object, blob: bytes, checksum: bytes, tags: Sequence[str]
     ) -> NewVector:
-        """From what a client sent in this field. Raises VectorRefused or ChecksumMismatch."""
+        """Return the vector that a client sent in this field. Raises VectorRefused or ChecksumMismatch."""
         parsed = parse(vector, field)
         found = hashlib.sha256(blob).digest()
         if found != checksum:
@@ -69,7 +69,8 @@ class NewVector:
 
 @dataclass(frozen=True, slots=True)
 class VectorMatch:
-    """`score` is the cosine similarity, from -1 to 1. `corrupt`: the stored bytes are damaged."""
+    """Vector that was found. `score` is the cosine similarity, from -1 to 1. `corrupt`: the stored bytes are
+    damaged."""
 
     id: str
     score: float
@@ -80,7 +81,7 @@ class VectorMatch:
 
 
 def parse(values: object, field: str = "vector") -> HalfVector:
-    """A list of numbers in half precision. Raises VectorRefused."""
+    """Return a list of numbers in half precision. Raises VectorRefused."""
     if not isinstance(values, list) or not values or not {type(each) for each in values} <= {int, float}:
         raise VectorRefused("not_numbers", Text("A list of numbers is required."), field=field)
     if len(values) > MOST_DIMENSIONS:
@@ -103,8 +104,8 @@ def parse(values: object, field: str = "vector") -> HalfVector:
 def upsert(*, user_id: uuid.UUID, space: int, given: Sequence[NewVector]) -> int:
     """Store vectors, in place of those with the same ids; of two with one id the last counts. Returns how many.
 
-    The first fixes the dimensions of a new space. Raises VectorRefused, TooManyVectors, or what limits refuse: then
-    nothing is stored.
+    The first vector fixes the dimensions of a new space. Raises VectorRefused, TooManyVectors, or the errors of limits;
+    then nothing is stored.
     """
     new = {each.id: each for each in given}
     if not new:
@@ -115,7 +116,7 @@ def upsert(*, user_id: uuid.UUID, space: int, given: Sequence[NewVector]) -> int
     there = dict(Vector.objects.filter(space=into, id__in=new).values_list("id", "size"))
     added = len(new) - len(there)
     _require_room(user_id, added)
-    # In one order, so that two accounts' locks never cross: bytes, then vectors.
+    # Always in this order, so that two accounts' locks never cross: bytes, then vectors.
     size = sum(len(each.blob) for each in new.values()) - sum(there.values())
     capacity.require(size)
     limits.amounts().add(user_id, "storage_bytes", size)
@@ -189,7 +190,7 @@ def search(
     tags: Collection[str] = (),
     min_score: float | None = None,
 ) -> list[VectorMatch]:
-    """The nearest by cosine, best first, of those with all these tags. A space that nobody filled has none.
+    """Return the nearest by cosine, best first, of those with all these tags. A space that nobody filled has none.
 
     Raises VectorRefused if the space has other dimensions.
     """
@@ -214,7 +215,7 @@ def search(
 
 
 def _text(vector: HalfVector) -> str:
-    """Five digits tell numbers of half precision apart."""
+    """Return numbers as text. Five digits distinguish numbers of half precision."""
     return f"[{','.join(f'{each:.5g}' for each in vector.to_list())}]"
 
 
@@ -228,9 +229,9 @@ def _found(
 
 @transaction.atomic
 def delete(*, user_id: uuid.UUID, space: int, ids: Iterable[str] | None) -> int:
-    """Delete these vectors of a space; without ids all of them, and the space, whose dimensions are free again.
+    """Delete these vectors of a space. Without ids, delete all of them and the space, whose dimensions are free again.
 
-    Returns how many there were. Those that are not there are deleted.
+    Returns how many there were. Missing ones count as deleted.
     """
     _hold(user_id)
     within = VectorSpace.objects.of(user_id).filter(space=space).first()

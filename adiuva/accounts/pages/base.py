@@ -15,10 +15,10 @@ from adiuva.core.language import said
 
 
 def page(request: HttpRequest, name: str, *, status: int = 200, **context: Any) -> HttpResponse:
-    """A page that no cache keeps, and whose address is told to nobody."""
+    """Return a page that no cache keeps, and that tells nobody its address."""
     response = render(request, f"accounts/{name}.html", context, status=status)
     response["Cache-Control"] = "no-store"
-    # Addresses of mails' links hold tokens. With "no-referrer" browsers send forms as from an unknown origin.
+    # Addresses of mails' links hold tokens. "no-referrer" would make browsers send forms as from an unknown origin.
     response["Referrer-Policy"] = "strict-origin"
     response["X-Robots-Tag"] = "noindex"
     return response
@@ -34,7 +34,8 @@ def add_errors(form: forms.Form, error: AdiuvaError) -> None:
 
 
 def throttle(form: forms.Form, *counters: tuple[str, ...]) -> bool:
-    """Count an attempt; each counter is a scope and who. False, with an error in the form, if it is not allowed."""
+    """Count an attempt; each counter is a scope and a client. Returns False, with an error in the form, if it is not
+    allowed."""
     wait = count_attempts(*counters)
     if wait is not None:
         form.add_error(None, too_many_tries(wait))

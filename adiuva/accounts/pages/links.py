@@ -1,7 +1,7 @@
 """Pages at the addresses in mails, and the one that asks for such a mail.
 
-A page that a link of a mail opens only shows a form: programs that look at links before their owner does must not use
-them up. The form sends the link's token in its body, so that it stands in no further address.
+A page that a mailed link opens only shows a form, so that programs that open links before their owner does not use them
+up. The form sends the link's token in its body, to keep it out of further addresses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adiuva.core.language import in_their_language
 
 @method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class _LinkPage(View):
-    """The page that a link in a mail opens. Subclasses say what it is for."""
+    """Page that a link in a mail opens. Subclasses say what it is for."""
 
     http_method_names = ["get", "post"]
     purpose: Purpose
@@ -36,7 +36,7 @@ class _LinkPage(View):
     act: Callable[..., User]
 
     def counters(self, request: HttpRequest) -> list[tuple[str, ...]]:
-        """Return what else counts as an attempt: a scope and who."""
+        """Return what else counts as an attempt: a scope and a client."""
         return []
 
     def get(self, request: HttpRequest) -> HttpResponse:
@@ -80,12 +80,12 @@ class RemoveFactorsPage(_LinkPage):
     act = staticmethod(mail_link_actions.remove_factors)
 
     def counters(self, request: HttpRequest) -> list[tuple[str, ...]]:
-        return [("login", "link", request.POST.get("token", ""))]  # guesses of the password
+        return [("login", "link", request.POST.get("token", ""))]  # counts guesses of the password
 
 
 @method_decorator([in_their_language, csrf_protect], name="dispatch")
 class AskResetPage(View):
-    """Asks for a mail with a link to set a new password."""
+    """Page that asks for a mail with a link to set a new password."""
 
     http_method_names = ["get", "post"]
 

@@ -1,4 +1,4 @@
-"""The page on which users see and change how they sign in. Every change asks for the password again."""
+"""Pages on which users see and change how they sign in. Every change asks for the password again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _SignedInPage(LoginRequiredMixin, View):
 
 
 class SecurityPage(_SignedInPage):
-    """An overview of an account's security. Each thing is changed on a page of its own."""
+    """Overview of an account's security. Each thing is changed on a page of its own."""
 
     http_method_names = ["get"]
 
@@ -69,7 +69,7 @@ class SecurityPage(_SignedInPage):
 
 
 class _Change(_SignedInPage):
-    """One change, behind the password. Subclasses say which, and what is shown afterwards."""
+    """Page of one change, behind the password. Subclasses say which change, and what is shown afterwards."""
 
     template = "change"
     form_class: type[forms.Form] = ConfirmationForm
@@ -100,7 +100,7 @@ class _Change(_SignedInPage):
         return page(self.request, self.template, status=400 if form.is_bound else 200, form=form, **context)
 
     def codes(self, codes: list[str], done: str) -> HttpResponse:
-        """Show new recovery codes, this once; if there are none, go back."""
+        """Show new recovery codes once; if there are none, go back."""
         return page(self.request, "recovery_codes", codes=codes) if codes else back(done)
 
 
@@ -159,7 +159,7 @@ class ConfirmAppPage(_Change):
             return redirect("account")
         image = segno.make(second_factors.address_of(self.me, secret)).svg_inline(omitsize=True, border=2)
         spaced = " ".join(secret[at : at + 4] for at in range(0, len(secret), 4))
-        # The picture is made of the address alone, which segno writes as paths.
+        # segno draws the picture as paths from the address alone.
         return super().show(form, image=mark_safe(image), secret=spaced)  # noqa: S308
 
 
@@ -185,7 +185,8 @@ class AddPasskeyPage(_Change):
 
 
 class MakePasskeyPage(_Change):
-    """Takes what the browser made. It is bound to the challenge, which was behind the password."""
+    """Page that takes the passkey that the browser made. It answers a challenge that was given out behind the
+    password."""
 
     form_class = NewPasskeyForm
     title, button = gettext_lazy("Add a passkey"), gettext_lazy("Go on")

@@ -1,4 +1,4 @@
-"""Signing in to pages, the browsable API and the admin: by password and second factor, or by a passkey."""
+"""Sign-in to pages, the browsable API and the admin: by password and second factor, or by a passkey."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from adiuva.accounts.throttles import client_address
 from adiuva.core.errors import AdiuvaError
 from adiuva.core.language import in_their_language, sentence
 
-_TICKET: Final = "second_factor_ticket"  # in the browser's session, between the two steps
+_TICKET: Final = "second_factor_ticket"  # key in the browser's session, between the two steps
 
 
 def passkey_form(challenge: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def passkey_form(challenge: tuple[str, dict[str, Any]]) -> dict[str, Any]:
 
 @method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class SignInPage(View):
-    """`landing` names the page to go on to if the address does not say another."""
+    """Sign-in page. `landing` names the page to go on to if the address names none."""
 
     http_method_names = ["get", "post"]
     landing = "account"
@@ -81,7 +81,7 @@ def _sign_in_page(request: HttpRequest, form: SignInForm, *, status: int = 200, 
 
 @method_decorator([in_their_language, csrf_protect, sensitive_post_parameters()], name="dispatch")
 class SecondStepPage(View):
-    """The second factor, for somebody whose password was right."""
+    """Page for the second factor, after the right password."""
 
     http_method_names = ["get", "post"]
 
@@ -146,15 +146,15 @@ def signed_in(
     way: Way = "password",
     wanted: str | None = None,
 ) -> HttpResponse:
-    """Open the browser's session and go on to where it was going, if that is on this server."""
+    """Open the browser's session and go on to the page it wanted, if that is on this server."""
     request.session.pop(_TICKET, None)
-    request.sign_in_way = way  # type: ignore[attr-defined]  # for whom Django tells of the sign-in
+    request.sign_in_way = way  # type: ignore[attr-defined]  # read by receivers of Django's signal of the sign-in
     try:
         auth.login(request, user, backend=settings.AUTHENTICATION_BACKENDS[0])
     except services.InvalidCredentials:  # the password changed between the steps
         request.session.flush()
         return redirect("sign-in")
-    except AdiuvaError as error:  # a rule does not let them in this way
+    except AdiuvaError as error:  # a rule forbids this way of signing in
         request.session.flush()
         request.user = AnonymousUser()
         return _sign_in_page(

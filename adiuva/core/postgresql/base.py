@@ -1,11 +1,11 @@
 """Django's PostgreSQL backend, with a pool that sees whether a connection is alive without asking the server.
 
 Django has the pool run an empty query before each use of a connection, which is a round trip for every short piece of
-work. But a server that ends a connection, because it restarts or an administrator says so, says it on that connection:
-an idle one that has something to read is the only one worth a question.
+work. But a server that ends a connection, because it restarts or an administrator wants it, says so on that connection.
+So only an idle connection that has something to read needs a check.
 
 The pool's own check of connections is not used, because it waits between two dead ones: for a second, then two, then
-four. After a restart of the server every idle connection is dead, so that whoever comes first would be refused.
+four. After a restart of the server every idle connection is dead, so the first caller would be refused.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Connection = psycopg.Connection[Any]
 
 
 class _JSONLoader(JsonbBinaryLoader):
-    """Of what prepared statements read. Of Django's own, its fields read the text."""
+    """Loader for prepared statements, which gives JSON as values. Django's own gives text, which its fields parse."""
 
     _loads = orjson.loads  # type: ignore[assignment]  # takes what json.loads takes
 
 
 class DatabaseOperations(operations.DatabaseOperations):
     def last_executed_query(self, cursor: Any, sql: Any, params: Any) -> str:
-        # psycopg keeps no text of a prepared statement. Then it is shown without its values.
+        # psycopg keeps no text of a prepared statement; it is then shown without its values.
         return super().last_executed_query(cursor, sql, params) or str(sql)
 
 
@@ -40,7 +40,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     ops_class = DatabaseOperations
 
     def get_connection_params(self) -> dict[str, Any]:
-        """None to take a connection from the pool, which has them since it was made."""
+        """Return None to take a connection from the pool, which has had the parameters since it was made."""
         if self.alias in self._connection_pools and self.pool:  # type: ignore[attr-defined]  # not in the stubs
             return {}
         found: dict[str, Any] = super().get_connection_params()
@@ -48,7 +48,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return found
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        """psycopg asks the connection's state of the transaction before it sets what is set."""
+        """Set autocommit only if it differs: psycopg asks for the transaction's state each time."""
         if self.connection.autocommit != autocommit:
             super()._set_autocommit(autocommit)  # type: ignore[misc]  # the same
 
@@ -58,9 +58,10 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
 
 def live_connection(pool: ConnectionPool[Any], take: Callable[[], Connection]) -> Connection:
-    """The first connection of those that `take` takes from the pool that the server has not ended.
+    """Return the first connection that `take` takes from the pool and that the server has not ended.
 
-    The pool replaces the others at once. Each can be met once, so after as many as it holds this gives up looking.
+    The pool replaces the others at once. It can meet each dead one once, so it gives up after as many as the pool
+    holds.
     """
     for _ in range(pool.max_size):
         connection = take()

@@ -1,4 +1,4 @@
-"""The headless device: a server or NAS runs it to take part in Adiuva, and tests and the demo use it.
+"""Headless device: a server or NAS runs it to take part in Adiuva, and tests and the demo use it.
 
 It imports nothing of Django. `manage.py device` runs it.
 """

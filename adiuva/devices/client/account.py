@@ -1,4 +1,4 @@
-"""The device's account at the server: sign-in, tokens, and the session that is kept in the workspace."""
+"""Account of the device at the server: sign-in, tokens, and the session that is kept in the workspace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REFUSALS: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.
 
 
 class ServerUnavailable(Exception):
-    """The server did not answer, or asked to try later. `retry_after` is the delay that it asked for, in seconds."""
+    """Error for a server that did not answer, or asked to try later after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class ServerUnavailable(Exception):
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """The server's address, checked to be safe for credentials."""
+    """Address of the server, checked to be safe for credentials."""
 
     base: str
 
@@ -71,7 +71,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class Account:
-    """Gives out a valid access token, signing in or refreshing as needed.
+    """Account that gives out a valid access token, and signs in or refreshes as needed.
 
     Each refresh replaces the refresh token and makes the old one useless, so the new one is written to disk before
     anything else happens. Access tokens are kept in memory only.
@@ -104,7 +104,7 @@ class Account:
         self._access = None
 
     async def access_token(self, http: aiohttp.ClientSession) -> str:
-        """A token to connect with. Raises SignInRefused (final) or ServerUnavailable (try again)."""
+        """Return a token to connect with. Raises SignInRefused (final) or ServerUnavailable (try again)."""
         if self._access and time.time() < self._access_until - _EXPIRY_MARGIN_S:
             return self._access
         if self._refresh and await self._post(http, "auth/refresh", {"refresh_token": self._refresh}):
@@ -117,7 +117,7 @@ class Account:
         return str(self._access)
 
     async def _post(self, http: aiohttp.ClientSession, path: str, body: dict[str, str]) -> bool:
-        """Keep the tokens of the answer. Returns False if the server refuses these credentials."""
+        """Send credentials and keep the tokens of the answer. Returns False if the server refuses them."""
         try:
             async with http.post(
                 self._address.rest(path), json=body, timeout=_REST_TIMEOUT, allow_redirects=False
@@ -139,7 +139,7 @@ class Account:
         return True
 
     async def _second_step(self, http: aiohttp.ClientSession, ticket: str) -> bool:
-        code, self._code = self._code, None  # each works once
+        code, self._code = self._code, None  # each code works once
         if not code:
             raise SignInRefused(
                 "This account asks for a second factor. Set ADIUVA_DEVICE_CODE to a code of your authenticator app or "
@@ -169,7 +169,7 @@ class Account:
             is_ours = kept["server"] == self._address.base and self._email in (None, kept["email"])
             return str(kept["refresh_token"]) if is_ours else None
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # a broken or foreign file counts as none: the password is used
+            return None  # a broken or foreign file counts as none, so the password is used
 
     def _save(self) -> None:
         if self._file is None:

@@ -1,4 +1,4 @@
-"""One agent run on the device: finds files, offers them, sends those that are requested, reports unreadable ones."""
+"""Agent run on the device: finds files, offers them, sends those that are requested, reports unreadable ones."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from adiuva.documents.kinds import READABLE
 from adiuva.documents.reading import read_document
 
 _FILES_A_MANIFEST: Final = 500
-# Kinds of files that are named as passed over.
+# So many kinds of files are named as passed over.
 _MAX_KINDS: Final = 100
 _BATCH_BYTES: Final = 256 * 1024
-# Bytes of a frame that its contents may use; the rest is for what surrounds them, a path included.
+# Bytes that the contents of a frame may use; the rest is for what surrounds them, including a path.
 _FRAME_ROOM: Final = MAX_FRAME_BYTES - 128 * 1024
 # A file that changed this recently may change again with the same mtime, so its hash is not remembered.
 _FRESH_S: Final = 2.0
@@ -42,9 +42,10 @@ Send = Callable[[Received], Awaitable[None]]
 
 
 class Upload:
-    """`run()` does all of it; meanwhile `fetch()` and `acknowledge()` receive the server's frames.
+    """Upload of a run's files. `run()` does all of it; meanwhile `fetch()` and `acknowledge()` receive the server's
+    frames.
 
-    Files are listed, hashed and read in threads, one step at a time, and held in memory one at a time.
+    Threads list, hash and read the files, one step at a time; memory holds one file at a time.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class Upload:
         with_manifest: bool,
         max_inflight: int | None,
     ) -> None:
-        """`max_inflight` is None for protocol 1: batches have no number and nobody acknowledges them."""
+        """Prepare an upload. `max_inflight` is None for protocol 1: batches have no number and nobody acknowledges
+        them."""
         self.run_id, self._config = frame.run_id, frame.config
         self._area, self._store, self._send = area, store, send
         self._with_manifest, self._numbered = with_manifest, max_inflight is not None
@@ -119,7 +121,7 @@ class Upload:
             await self._send(AgentManifest(run_id=self.run_id, files=files, last=place == len(groups) - 1))
 
     def _hashed(self, group: list[FoundFile]) -> list[ManifestFile]:
-        """The entries of a manifest. A file that was hashed before and looks unchanged is not read again."""
+        """Return the entries of a manifest. A file that was hashed before and looks unchanged is not read again."""
         entries, fresh = [], []
         for file in group:
             known = file.sha256 or self._store.known_hash(file.path, file.size, file.mtime_ns)
@@ -181,7 +183,7 @@ class Upload:
         raw = self._area.read(file)
         offered = self._hashes.get(file.path)
         if offered is not None and hashlib.sha256(raw).hexdigest() != offered:
-            # The server would store this text under the hash of another one.
+            # Otherwise the server would store this text under the hash of another one.
             self._store.forget_hash(file.path)
             raise Unreadable("it changed while it was being read; the next run will read it")
         return read_document(file.path, raw)
@@ -215,7 +217,7 @@ def _manifest_bytes(file: FoundFile) -> int:
 
 
 def _grouped(items: Iterable[T], most: int, room: int, size_of: Callable[[T], int]) -> list[list[T]]:
-    """Items in order, in groups of at most `most` items and `room` bytes."""
+    """Yield items in order, in groups of at most `most` items and `room` bytes."""
     groups: list[list[T]] = []
     used = room
     for item in items:
@@ -229,10 +231,10 @@ def _grouped(items: Iterable[T], most: int, room: int, size_of: Callable[[T], in
 
 
 def _pieces(text: str) -> list[str]:
-    """A text in pieces that fit frames: whole, or cut between characters into parts of at most PART_BYTES of UTF-8.
+    """Yield a text in pieces that fit frames: whole, or cut between characters into parts of at most PART_BYTES of
+    UTF-8.
 
-    A text that JSON makes much longer (quotes, newlines) is cut further, so that its frame stays within
-    bounds.
+    It cuts a text that JSON makes much longer (quotes, newlines) further, so that its frame stays within bounds.
     """
     raw = text.encode()
     whole = [text] if len(raw) <= PART_BYTES else list(_cut(raw, PART_BYTES))
@@ -257,7 +259,7 @@ def _fit(piece: str) -> list[str]:
 
 
 def _fitting(problems: list[Problem]) -> Iterator[Problem | str]:
-    """As many problems as a frame holds, then how many more there are."""
+    """Return as many problems as a frame holds, then how many more there are."""
     room = _FRAME_ROOM
     for place, found in enumerate(problems):
         room -= _json_bytes(found) + 1

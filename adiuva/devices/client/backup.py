@@ -1,12 +1,11 @@
-"""A device's data as a backup at the server, sealed with a passphrase that only the user knows.
+"""Backups of a device's data at the server, sealed with a passphrase that only the user knows.
 
     backups = Backups(ServerAddress.parse(server), account, folder)
     made = await backups.make(passphrase)           # None: nothing has changed since the last one
     await backups.restore(passphrase)               # into a folder that has no data yet
 
-What goes up is a copy of the data as of one moment: whole, or the blocks in which it differs from a whole one before
-(`backup_delta`), which the server keeps as long as what builds on it. An upload whose line breaks goes on where it
-was.
+A backup is a copy of the data as of one moment: whole, or the blocks that differ from an earlier whole one
+(`backup_delta`), which the server keeps as long as others build on it. An interrupted upload goes on where it was.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ from adiuva.devices.client.store import DATA_FILE, now_ms
 
 _NOTE: Final = "backup.json"
 _PIECE: Final = 1024 * 1024
-# What differs is sent alone up to this part of the whole, and until all such are as much as the whole.
+# Only differences are sent, while they are at most this part of the whole, and until all of them are as much as the
+# whole.
 _WORTH: Final = 3
 _PAGE: Final = 100
 _TRIES: Final = 5
@@ -52,13 +52,13 @@ class BackupRefused(DeviceError):
 @dataclass(frozen=True)
 class MadeBackup:
     timestamp_ms: int
-    size: int  # bytes that were sent, sealed
+    size: int  # sealed bytes that were sent
     is_whole: bool
 
 
 @dataclass(frozen=True)
 class _Note:
-    """The backup that this workspace has at the server: the SHA-256 of the data, when it was backed up, and on what.
+    """Note on this workspace's backup at the server: the SHA-256 of the data, when it was backed up, and on what base.
 
     `built`: the bytes of all differences from that base so far.
     """
@@ -87,7 +87,7 @@ class _Note:
 
 
 def _read_note(file: Path, server: str) -> _Note | None:
-    """None if there is none of this server; without it the data goes up whole."""
+    """Return the note; None if there is none of this server. Then the data goes up whole."""
     try:
         note = json.loads(file.read_bytes())
         base = note["base"]
@@ -107,7 +107,8 @@ class Backups:
         self._data = folder / DATA_FILE
 
     async def make(self, passphrase: str) -> MadeBackup | None:
-        """Seal the data and upload it, unless the server has it as it is. Raises DeviceError or ServerUnavailable."""
+        """Seal the data and upload it, unless the server already has it as it is. Raises DeviceError or
+        ServerUnavailable."""
         if not self._data.exists():
             raise BadWorkspace("This workspace has no data to back up.")
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".backup-") as place:
@@ -171,7 +172,8 @@ class Backups:
     async def _ask(
         self, http: aiohttp.ClientSession, method: str, path: str, **given: Any
     ) -> tuple[Any, aiohttp.ClientResponse]:
-        """Raises BackupRefused for what will not change, and ServerUnavailable for what may."""
+        """Send a request. Raises BackupRefused for refusals that will not change, and ServerUnavailable for failures
+        that may."""
         token = await self._account.access_token(http)
         headers = {"Authorization": f"Bearer {token}", **given.pop("headers", {})}
         try:
@@ -188,7 +190,7 @@ class Backups:
         return body, response
 
     async def _history(self, http: aiohttp.ClientSession) -> dict[int, dict[str, Any]]:
-        """Return what the server has that is not damaged, by when it was made."""
+        """Return the server's undamaged backups, by the time when each was made."""
         found: dict[int, dict[str, Any]] = {}
         page = 1
         while rows := (await self._ask(http, "GET", f"backup/history?limit={_PAGE}&page={page}"))[0]:
@@ -205,7 +207,7 @@ class Backups:
         stored: dict[int, dict[str, Any]],
         passphrase: str,
     ) -> Base | None:
-        """The last whole backup of this workspace, if it is still there, and of the same passphrase."""
+        """Return the last whole backup of this workspace, if it is still there and has the same passphrase."""
         base = note.base if note is not None else None
         row = stored.get(base.timestamp_ms) if base is not None else None
         if base is None or row is None or row["checksum"] != base.checksum.hex():
@@ -232,7 +234,8 @@ class Backups:
     async def _restore_on_base(
         self, http: aiohttp.ClientSession, changes: Path, place: Path, plain: Path, passphrase: str
     ) -> None:
-        """Put what changed together with what it builds on. Raises BackupRefused if that is gone, and DamagedFile."""
+        """Put changes together with the base that they build on. Raises BackupRefused if the base is gone, and
+        DamagedFile."""
         with changes.open("rb") as file:
             difference = backup_delta.read(file)
             row = (await self._history(http)).get(difference.base_ms)
@@ -273,7 +276,7 @@ class Backups:
         return upload
 
     async def _download(self, http: aiohttp.ClientSession, path: str, file: Path) -> Mapping[str, str]:
-        """A backup, compared with its checksum. Returns its headers. Raises DamagedFile too."""
+        """Download a backup and compare it with its checksum. Returns its headers. Raises DamagedFile too."""
         token = await self._account.access_token(http)
         digest = hashlib.sha256()
         try:
@@ -314,12 +317,13 @@ async def _pieces(file: Path, offset: int) -> AsyncIterator[bytes]:
 
 
 def _new_file(path: Path) -> BinaryIO:
-    """For its owner alone."""
+    """Open a new file for its owner alone."""
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
 
 def _copy(data: Path, target: Path) -> None:
-    """The data as of one moment, also while a device writes, page by page: what did not change is where it was."""
+    """Copy the data as of one moment, also while a device writes. The copy is page by page, so unchanged data stays in
+    its place."""
     _new_file(target).close()
     try:
         with closing(sqlite3.connect(data, timeout=30)) as source, closing(sqlite3.connect(target)) as copy:
@@ -334,7 +338,7 @@ def _seal(plain: Path, sealed: Path, passphrase: str) -> int:
 
 
 def _write_changes(plain: Path, digest: str, base: Base, target: Path) -> int:
-    """Write how the data differs from its base. Returns how many bytes that is."""
+    """Write the data's differences from its base. Returns how many bytes they are."""
     with _new_file(target) as file:
         backup_delta.write(plain, bytes.fromhex(digest), base, file)
         return file.tell()
@@ -348,7 +352,7 @@ def _open(sealed: Path, plain: Path, passphrase: str) -> None:
 
 
 def _make_own(plain: Path) -> None:
-    """The data is whole, and the restored device is another one than that of the backup, which may still run."""
+    """Make the restored data that of a new device, because the backup's own device may still run."""
     try:
         with closing(sqlite3.connect(plain)) as data:
             [whole] = data.execute("PRAGMA integrity_check(1)").fetchone()

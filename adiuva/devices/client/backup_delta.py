@@ -1,8 +1,8 @@
 """Differences between a file and its earlier backup: the blocks that changed, and how to rebuild the file from both.
 
-SQLite writes pages in place, so a file that is copied page by page differs in few blocks. A difference is sealed as a
-whole file is (`sealed_file`), under the same passphrase. It names its base by the checksum of the sealed bytes, and
-holds the checksum of the result, so a rebuilt file is always one that was backed up.
+SQLite writes pages in place, so a file that is copied page by page differs in few blocks. A difference is sealed like a
+whole file (`sealed_file`), under the same passphrase. It names its base by the checksum of the sealed bytes, and holds
+the checksum of the result, so a rebuilt file always is one that was backed up.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import BinaryIO, Final
 
 from adiuva.devices.client.sealed_file import DamagedFile
 
-FORMAT: Final = 2  # the format of a difference; a whole backup has that of sealed_file
+FORMAT: Final = 2  # the format of a difference; a whole backup has sealed_file's
 BLOCK: Final = 64 * 1024
 _MAGIC: Final = b"ADIUVAD1"
-# magic, size and SHA-256 of the result, time (ms) and SHA-256 of the base, how many blocks follow
+# Magic, size and SHA-256 of the result, time (ms) and SHA-256 of the base, how many blocks follow.
 _HEADER: Final = struct.Struct(">8sQ32sQ32sI")
 _INDEX: Final = struct.Struct(">I")
 _DIGEST: Final = hashlib.sha256().digest_size
@@ -26,7 +26,7 @@ _DIGEST: Final = hashlib.sha256().digest_size
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A whole backup: when it was made, the SHA-256 of its sealed bytes, and those of the blocks that it holds."""
+    """Whole backup: when it was made, the SHA-256 of its sealed bytes, and the digests of its blocks."""
 
     timestamp_ms: int
     checksum: bytes
@@ -35,7 +35,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`changed`: by the number of a block, where in the file its bytes are."""
+    """Difference to a base. `changed`: by a block's number, the position of its bytes in the file."""
 
     base_ms: int
     base_checksum: bytes
@@ -45,7 +45,7 @@ class Difference:
 
 
 def digests(file: Path) -> bytes:
-    """The SHA-256 of each block, one after the other."""
+    """Return the SHA-256 of each block, one after the other."""
     found = bytearray()
     with file.open("rb") as opened:
         while block := opened.read(BLOCK):
@@ -54,7 +54,7 @@ def digests(file: Path) -> bytes:
 
 
 def write(file: Path, digest: bytes, base: Base, target: BinaryIO) -> int:
-    """Write how a file, with this SHA-256, differs from its base. Returns how many blocks do."""
+    """Write the differences of a file, with this SHA-256, from its base. Returns how many blocks differ."""
     now = digests(file)
     places = range(0, len(now), _DIGEST)
     changed = [at // _DIGEST for at in places if now[at : at + _DIGEST] != base.blocks[at : at + _DIGEST]]
@@ -69,7 +69,7 @@ def write(file: Path, digest: bytes, base: Base, target: BinaryIO) -> int:
 
 
 def read(file: BinaryIO) -> Difference:
-    """Raises DamagedFile if it is no difference."""
+    """Read a difference. Raises DamagedFile if it is none."""
     header = file.read(_HEADER.size)
     if len(header) != _HEADER.size:
         raise DamagedFile
@@ -83,7 +83,8 @@ def read(file: BinaryIO) -> Difference:
 
 
 def put_together(difference: Difference, file: BinaryIO, base: BinaryIO, target: BinaryIO) -> None:
-    """Write what a difference makes of its base. Raises DamagedFile if that is not what it was made of."""
+    """Write the file that a difference makes of its base. Raises DamagedFile if it is not the one that was backed
+    up."""
     found = hashlib.sha256()
     for at in range(0, difference.size, BLOCK):
         place = difference.changed.get(at // BLOCK)

@@ -13,11 +13,11 @@ IN_MEMORY: Final = ":memory:"
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:
-    """The identity of a device, and what it may do. It signs in with e-mail and password, or with tokens."""
+    """Identity of a device, and what it may do. It signs in with e-mail and password, or with tokens."""
 
     server: str  # address, as https://host[:port][/path]
-    workspace: Path | str  # folder of its data and session; IN_MEMORY keeps both in memory
-    grants: Sequence[Path | str] = ()  # folders whose files the user's agents may read
+    workspace: Path | str  # the folder of its data and session; IN_MEMORY keeps both in memory
+    grants: Sequence[Path | str] = ()  # the folders with files that the user's agents may read
     email: str | None = None
     password: str | None = field(default=None, repr=False)
     # The code of an authenticator app, or a recovery code, if the account asks for one.

@@ -1,9 +1,8 @@
-"""One open socket: the hello, pings, tool calls one after the other, agent runs concurrently.
+"""Open socket of a device: the hello, pings, tool calls one after the other, agent runs concurrently.
 
-The reader never waits for a send or for the disk, so that the two sides cannot deadlock. Calls
-are applied by one task, in the order they came. It works in a thread where the store is a file, since a
-commit waits for the disk there and a vector search takes milliseconds; a store in memory answers quicker than
-a thread starts.
+The reader never waits for a send or for the disk, so that the two sides cannot deadlock. One task applies the calls, in
+the order they came. If the store is a file, it works in a thread, since a commit waits for the disk and a vector search
+takes milliseconds; a store in memory answers faster than a thread starts.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class Connection:
                     task.cancel()
 
     async def send(self, frame: Received) -> None:
-        """Raises FrameTooLong, or ConnectionError once the socket is closed."""
+        """Send a frame. Raises FrameTooLong, or ConnectionError once the socket is closed."""
         await self._send_text(dump(frame, self._protocol))
 
     async def _send_text(self, text: str) -> None:
@@ -217,7 +216,7 @@ class Connection:
 
 
 def _answers(is_batch: bool, results: Sequence[Row]) -> list[str]:
-    """The frames that carry these results: one, unless together they are too long for it."""
+    """Return the frames that carry these results: one, unless together they are too long for it."""
     dumped = [_dumped(result) for result in results]
     if not is_batch:
         return [f'{{"type":"tool_result",{result[1:]}' for result in dumped]

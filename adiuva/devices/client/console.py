@@ -1,4 +1,4 @@
-"""A headless device's terminal: a person lists, approves, edits and rejects suggestions, and searches their rows."""
+"""Terminal of a headless device: a person lists, approves, edits and rejects suggestions, and searches their rows."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ _OWNERS: Final = {"projectId": "projects", "taskId": "tasks", "clientId": "clien
 
 
 class Unclear(Exception):
-    """The command that was typed cannot be carried out; the message says why."""
+    """Error for a command that cannot be carried out; the message says why."""
 
 
-# More than 15 methods: one for each command, and what they share to find the rows that are meant.
+# More than 15 methods: one for each command, and those that find the rows a command means.
 class Console:
-    """One line at a time: `answer` returns what to print, or None for quit. Numbers are those of the last list."""
+    """Terminal that takes one line at a time: `answer` returns the text to print, or None for quit. Numbers are those
+    of the last list."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._shown: list[tuple[Table, str]] = []
-        # What the commands changed, the last one last: each row as it was, and as it became (None: deleted).
+        # The commands' changes, the last one last: each row as it was, and as it became (None: deleted).
         self._changed: list[list[tuple[Table, Row, Row | None]]] = []
 
     def answer(self, line: str) -> str | None:
@@ -149,7 +150,7 @@ class Console:
         return list(dict.fromkeys(found))
 
     def _of_runs(self, numbers: Sequence[str]) -> list[tuple[Table, str]]:
-        """Those of the last list that the same runs found."""
+        """Return the rows of the last list that the same runs found."""
         origins = self._store.origins(key for _, key in self._shown)
         chosen = self._chosen(numbers)
         runs = {origins[key][0] for _, key in chosen if key in origins}
@@ -166,7 +167,7 @@ class Console:
         return table, answer["row"]
 
     def _each(self, numbers: Sequence[str], action: str, done: str, updates: Row | None = None) -> str:
-        """Change the chosen rows. All or what can be: a row that is refused says why."""
+        """Change the chosen rows, as many as can be changed; a row that is refused says why."""
         lines = []
         changed: list[tuple[Table, Row, Row | None]] = []
         rows = [self._row(chosen) for chosen in self._chosen(numbers)]
@@ -241,7 +242,7 @@ def _title(table: Table, row: Mapping[str, Any]) -> str:
 
 
 def _value(column: Column, text: str) -> Any:
-    """Return what a column holds for a text that was typed. Raises Unclear."""
+    """Return the column's value for a text that was typed. Raises Unclear."""
     if not text:
         if column.required:
             raise Unclear(f"{column.name} cannot be empty.")

@@ -1,4 +1,4 @@
-"""A headless device: its workspace, its account, and a connection that is re-established until it is stopped."""
+"""Headless device: its workspace, its account, and a connection that is re-established until it is stopped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class NotConnected(DeviceError):
 
 
 def _local_zone() -> str | None:
-    """This machine's IANA time zone, where it says which."""
+    """Return this machine's IANA time zone, if the machine names one."""
     named = os.environ.get("TZ") or os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2]
     try:
         return ZoneInfo(named).key
@@ -66,7 +66,7 @@ def _local_zone() -> str | None:
 
 
 class Device:
-    """A headless device. `await device.run()`, or `async with Device(…) as device: await device.connected()`.
+    """Headless device. `await device.run()`, or `async with Device(…) as device: await device.connected()`.
 
     Devices that share a process may share `http`. `on_event` is called with each event of
     `adiuva.devices.client.events`, and must return quickly.
@@ -113,7 +113,7 @@ class Device:
         self._http, self._on_event, self._sleep = http, on_event, sleep
         self._backoff = Backoff()
         self._connection: Connection | None = None
-        # Time at which a connection was lost before its hello was answered.
+        # Time when a connection was lost before its hello was answered.
         self._unanswered_at: float | None = None
         self._is_connected = asyncio.Event()
         self._reconnecting: asyncio.Task[None] | None = None
@@ -200,7 +200,7 @@ class Device:
             await self._sleep(delay)
 
     async def _connect_once(self, http: aiohttp.ClientSession) -> ConnectionEnd:
-        """One connection from sign-in to end. Raises a DeviceError if no further attempt can help."""
+        """Connect once, from sign-in to end. Raises a DeviceError if no further attempt can help."""
         try:
             token = await self._account.access_token(http)
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
@@ -238,8 +238,8 @@ class Device:
         return ended
 
     def _superseded_by_own_connection(self) -> bool:
-        """Return whether an older connection of this device, whose hello the server
-        read late, may have replaced this one."""
+        """Return whether an older connection of this device may have replaced this one, because the server read its
+        hello late."""
         since, self._unanswered_at = self._unanswered_at, None
         return since is not None and time.monotonic() - since < _LATEST_ANSWER_S
 

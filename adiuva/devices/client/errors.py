@@ -12,42 +12,43 @@ class DeviceError(AdiuvaError):
 
 
 class BadAddress(DeviceError):
-    """The server's address is not one to send credentials to."""
+    """Error for a server's address that must not get credentials."""
 
     code = "bad_address"
 
 
 class BadWorkspace(DeviceError):
-    """The workspace folder, or a file given to fill it, cannot be used."""
+    """Error for a workspace folder, or a file given to fill it, that cannot be used."""
 
     code = "bad_workspace"
 
 
 class BadUse(DeviceError):
-    """The command was called with what it cannot do, or lacks what it needs."""
+    """Error for a command that was called with impossible options, or without those that it needs."""
 
     code = "bad_use"
 
 
 class SignInRefused(DeviceError):
-    """The server refused the e-mail and password, or the session ended and there is no password."""
+    """Error for an e-mail and password that the server refused, or a session that ended without a password to renew
+    it."""
 
     code, status = "sign_in_refused", 401
 
 
 class Superseded(DeviceError):
-    """The same device connected elsewhere; the newer connection wins."""
+    """Error for a device that connected elsewhere; the newer connection wins."""
 
     code, status = "superseded", 409
 
 
 class ServerRefused(DeviceError):
-    """The server does not accept this client, now or later."""
+    """Error for a client that the server does not accept, now or later."""
 
     code, status = "server_refused", 403
 
 
 class CallRefused(AdiuvaError):
-    """A tool call that cannot be applied. Its message is the `error` of the result."""
+    """Error for a tool call that cannot be applied. Its message is the `error` of the result."""
 
     code = "call_refused"

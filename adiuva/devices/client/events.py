@@ -16,7 +16,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """`retry_in` is None when the device was told to stop."""
+    """End of a connection. `retry_in` is None when the device was told to stop."""
 
     reason: str
     code: int | None
@@ -25,7 +25,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class FrameReceived:
-    """Every frame that is not a tool call: progress, chat, errors."""
+    """Frame that is not a tool call: progress, chat, errors."""
 
     frame: Sent
 
@@ -48,7 +48,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """`completed` is False for a run that was cancelled or lost its connection."""
+    """End of a run. `completed` is False for a run that was cancelled or lost its connection."""
 
     run_id: str
     completed: bool

@@ -1,7 +1,7 @@
 """Access to files on a device: only below a folder that its owner granted and below a path that the agent names.
 
-Links are resolved before paths are compared, and never followed while walking: the target of a link is found at its own
-place, or it is outside. Because a folder can change between walking and reading, an opened file is checked again: it
+Links are resolved before paths are compared, and never followed while walking: a link's target is found at its own
+place, or lies outside. Because a folder can change between walking and reading, an opened file is checked again: it
 must be the file that its resolved path names at that moment.
 """
 
@@ -30,7 +30,7 @@ _PIECE_BYTES: Final = 256 * 1024
 _MAX_PATH_CHARS: Final = 4096  # limit of the protocol
 _MAX_NAME_CHARS: Final = 1024
 _MAX_SUFFIX_CHARS: Final = 20
-# Folders that tools fill, with nothing that the user wrote. Like hidden folders, they are skipped.
+# Folders that tools fill, with nothing that the user wrote. They are skipped, like hidden folders.
 _TOOL_FOLDERS: Final = frozenset({"CVS", "_darcs", "node_modules", "__pycache__"})
 # NOFOLLOW refuses a link as the last component; NONBLOCK keeps a pipe from blocking the reader.
 _OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -50,21 +50,22 @@ T = TypeVar("T")
 
 
 def unreadable_file(path: str, reason: str) -> Problem:
-    """A run's report of a file that it could not read. Bytes of its name that are not UTF-8 are replaced."""
+    """Return a run's report of a file that it could not read. Bytes of its name that are not UTF-8 are replaced."""
     shown = os.fsencode(path).decode("utf-8", "replace")
     return {"path": shown[:_MAX_PATH_CHARS], "reason": reason}
 
 
 def resolve_grant(folder: Path | str) -> Path:
-    """The folder that a path leads to now. A grant is for this folder, even if links on the path change later."""
+    """Return the folder that a path leads to now. A grant is for this folder, even if links on the path change
+    later."""
     return Path(os.path.realpath(folder))
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file that may be read. `path` is as the agent's config names it.
+    """File that may be read. `path` is as the agent's config names it.
 
-    Of a mail in a mailbox file, `container` is that file, `start` its place in it, and `sha256` its hash.
+    For a mail in a mailbox file, `container` is that file, `start` its place in it, and `sha256` its hash.
     """
 
     path: str
@@ -87,12 +88,12 @@ class FoundFile:
 class Listing:
     files: list[FoundFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    # Files of kinds that nobody asked for by name and that cannot be read: suffix → how many.
+    # Files that cannot be read and whose kind nobody asked for by name: suffix → how many.
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
 class ReadableArea:
-    """The intersection of granted folders (see `granted`) and an agent's paths."""
+    """Intersection of granted folders (see `granted`) and an agent's paths."""
 
     def __init__(self, grants: Sequence[Path], paths: Iterable[str]) -> None:
         self._grants = list(grants)
@@ -115,7 +116,7 @@ class ReadableArea:
         return listing
 
     def read(self, found: FoundFile) -> bytes:
-        """A file's bytes. Raises Unreadable, also if the file has moved outside since the walk."""
+        """Return a file's bytes. Raises Unreadable, also if the file has moved outside since the walk."""
         with self._open(found.container or found.path) as file:
             if found.container:
                 file.seek(found.start)
@@ -126,7 +127,7 @@ class ReadableArea:
         return content
 
     def sha256(self, found: FoundFile) -> str:
-        """The hash of a file's bytes, read piece by piece. Raises Unreadable like `read`."""
+        """Return the hash of a file's bytes, read piece by piece. Raises Unreadable like `read`."""
         if found.sha256:
             return found.sha256
         with self._open(found.path) as file:
@@ -145,7 +146,8 @@ class ReadableArea:
             raise Unreadable(_OUTSIDE)
         with _or_unreadable(lambda: os.fdopen(os.open(real, _OPEN_FLAGS), "rb")) as file:
             status = os.fstat(file.fileno())
-            # A folder on the way may have become a link after the check: what is open must be what is there.
+            # A folder on the way may have become a link after the check, so the open file must be the one that is
+            # there.
             now = Path(os.path.realpath(real))
             if not self._allows(now) or not os.path.samestat(status, _or_unreadable(now.lstat)):
                 raise Unreadable(_OUTSIDE)
@@ -174,7 +176,7 @@ class ReadableArea:
     def _walk(
         self, path: str, wanted: Iterable[str], listing: Listing, *, count_others: bool
     ) -> Iterator[tuple[str, Path]]:
-        """Pairs of the name a file is sent under and its resolved path, depth first, by name."""
+        """Yield pairs of the name a file is sent under and its resolved path, depth first, by name."""
         waiting = list(self._starts(path, listing))[::-1]
         while waiting:
             named, real = waiting.pop()
@@ -240,7 +242,7 @@ class ReadableArea:
             listing.files.append(FoundFile(named, status.st_size, status.st_mtime_ns))
 
     def _list_mails(self, named: str, mtime_ns: int, listing: Listing) -> None:
-        """Raises Unreadable."""
+        """List the mails of a mailbox file. Raises Unreadable."""
         with self._open(named) as file:
             mails, left_out = mails_of_mbox(file, MAX_MAILS)
         if not mails:

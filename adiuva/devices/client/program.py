@@ -1,4 +1,4 @@
-"""The headless device as a program: its command line, what it says, and its end by a signal."""
+"""Headless device as a program: its command line, its output, and its end by a signal."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run until a signal; returns the exit code."""
+    """Run until a signal; return the exit code."""
     parser = argparse.ArgumentParser(prog="manage.py device", description=DESCRIPTION)
     add_arguments(parser)
     try:
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Program:
-    """One run of the command. It says each line with `write`."""
+    """Run of the command. It says each line with `write`."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
@@ -101,7 +101,7 @@ class Program:
         self._typed = b""  # the beginning of a line that is not complete
 
     def run(self, options: dict[str, Any]) -> None:
-        """`options` are those of the command line. Raises DeviceError."""
+        """Run the command. `options` are those of the command line. Raises DeviceError."""
         once = options["backup"] or options["restore"]
         try:
             asyncio.run(self._back_up_or_restore(options) if once else self._run(options))
@@ -119,7 +119,7 @@ class Program:
             email=options["email"],
             password=password,
             code=os.environ.get("ADIUVA_DEVICE_CODE"),
-            # A device that runs here renews the session of the workspace: one is signed in of its own.
+            # A device that runs here renews the session of the workspace, so this command signs in with one of its own.
             file=None if password else folder / "session.json",
         )
         backups, passphrase = Backups(address, account, folder), _passphrase(is_new=is_new)
@@ -174,7 +174,8 @@ class Program:
                 self._report_applied()
 
     def _take_lines(self, console: Console, device: Device) -> None:
-        """Carry out what was typed. It is short work on the store that the device's own calls wait for too."""
+        """Carry out the lines that were typed. It is short work on the store that the device's own calls wait for
+        too."""
         given = os.read(0, 65_536)
         if not given:  # the input is closed; the device goes on
             asyncio.get_running_loop().remove_reader(0)
@@ -192,7 +193,7 @@ class Program:
             case Connected():
                 self._say(f"Connected (protocol {event.protocol}).")
             case Disconnected(retry_in=None):
-                pass  # the last line says it
+                pass  # the last line already says it
             case Disconnected():
                 self._say(f"Not connected: {event.reason}; reconnecting in {event.retry_in:.1f} s.")
             case RunStarted():
@@ -230,7 +231,7 @@ def _password(workspace: Path, email: str | None) -> str | None:
 
 
 def _passphrase(*, is_new: bool) -> str:
-    """Ask for the backup's passphrase. A new one is asked for twice: a mistake in it could not be mended."""
+    """Ask for the backup's passphrase; twice for a new one, because a mistake in it could not be mended."""
     given = os.environ.get("ADIUVA_DEVICE_PASSPHRASE")
     if not given and sys.stdin.isatty():
         given = getpass.getpass("Passphrase of the backup: ")

@@ -1,4 +1,4 @@
-"""Translates `select` filters to SQL. Identifiers come only from adiuva.devices.tables; values are always bound."""
+"""Translation of `select` filters to SQL. Identifiers come only from adiuva.devices.tables; values are always bound."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adiuva.devices.tables import Column, Table, is_value
 
 _MAX_ROWS = 100_000
 _SAME_NAME = ("projectId", "status", "taskId", "clientId")
-_DUE = ("dueDate", "date")  # what dueDateFrom and dueDateTo mean in a table, first found
+_DUE = ("dueDate", "date")  # the first of these that a table has is what dueDateFrom and dueDateTo mean
 
 Condition = tuple[str, list[Any]]
 
@@ -22,7 +22,7 @@ def column_sql(names: Iterable[str]) -> str:
 def select_sql(
     table: Table, filters: Mapping[str, Any], limit: int | None, offset: int | None = None
 ) -> tuple[str, list[Any]]:
-    """A SELECT and its values. Raises CallRefused for a filter that is unknown or of the wrong type.
+    """Return a SELECT and its values. Raises CallRefused for a filter that is unknown or of the wrong type.
 
     A filter that is null counts as absent. Rows come oldest first unless `orderBy` says otherwise.
     """
@@ -81,7 +81,7 @@ def _due(table: Table, name: str, value: Any) -> Condition:
 
 
 def _search(table: Table, name: str, value: Any) -> Condition:
-    """Every word must occur in the row's texts, in upper or lower case, in any alphabet."""
+    """Return a condition: every word must occur in the row's texts, in upper or lower case, in any alphabet."""
     if not isinstance(value, str):
         raise CallRefused("search must be a text")
     searched = [c.name for c in table.columns if _is_text(c)]
@@ -102,7 +102,8 @@ def _archived(table: Table, name: str, value: Any) -> Condition:
 
 
 def _order(table: Table, value: Any) -> str:
-    """From `column`, `column asc`, `column desc` or `-column`. Rows without a value come last either way.
+    """Return the order for `column`, `column asc`, `column desc` or `-column`. Rows without a value come last either
+    way.
 
     A column with choices orders by their place in tables.py: high before medium before low.
     """

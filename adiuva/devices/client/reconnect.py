@@ -18,7 +18,7 @@ _TOO_MANY_S: Final = 60.0
 
 @dataclass(frozen=True)
 class ConnectionEnd:
-    """The end of a connection: in words, by which close code if any, and after how long."""
+    """End of a connection: in words, with the close code if any, and after how long."""
 
     reason: str
     code: int | None = None
@@ -34,7 +34,7 @@ class Backoff:
         self._failures = 0
 
     def after(self, ended: ConnectionEnd) -> float:
-        """The delay before the next connection, in seconds."""
+        """Return the delay before the next connection, in seconds."""
         if ended.lasted_s >= STABLE_AFTER_S:
             self._failures = 0
         if ended.code == Close.RESTARTING:

@@ -1,8 +1,8 @@
-"""A file sealed with a passphrase: who does not know it cannot read, change, cut, or reorder it unnoticed.
+"""File sealed with a passphrase: nobody without it can read the file, or change, cut or reorder it unnoticed.
 
 The key comes from the passphrase by scrypt, with a new salt for each file. After a header come chunks of 1 MiB, each
-sealed by AES-256-GCM: the nonce is its number and whether it is the last, and the header is authenticated with it. So a
-chunk at another place, of another file, or missing at the end does not open.
+sealed by AES-256-GCM. The nonce is the chunk's number and whether it is the last; the header is authenticated with it.
+So the file does not open if a chunk was moved, comes from another file, or is missing at the end.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _CHUNK: Final = 1024 * 1024
 _TAG: Final = 16
 _LOG_N: Final = 17  # 128 MiB and about half a second
 _ALLOWED_LOG_N: Final = range(14, 21)
-BEGINNING: Final = _HEADER.size + _TAG  # bytes that say whether a passphrase is right
-_CHECK: Final = b"\xff" * 12  # the nonce of what says whether the passphrase is right; no chunk has it
+BEGINNING: Final = _HEADER.size + _TAG  # so many bytes show whether a passphrase is right
+_CHECK: Final = b"\xff" * 12  # the nonce of the text that shows whether the passphrase is right; no chunk has it
 
 
 class WrongPassphrase(DeviceError):
@@ -47,7 +47,7 @@ class DamagedFile(DeviceError):
 
 
 def seal(source: Path, target: BinaryIO, passphrase: str, *, log_n: int = _LOG_N) -> int:
-    """Write a file sealed to `target`. Returns the number of chunks."""
+    """Write a file, sealed, to `target`. Returns the number of chunks."""
     header = _HEADER.pack(_MAGIC, log_n, os.urandom(16))
     cipher = _cipher(passphrase, header)
     target.write(header)
@@ -65,7 +65,7 @@ def seal(source: Path, target: BinaryIO, passphrase: str, *, log_n: int = _LOG_N
 
 
 def opens(beginning: bytes, passphrase: str) -> bool:
-    """Return whether a sealed file that begins so opens with this passphrase. Raises DamagedFile if it is none."""
+    """Return whether a sealed file with this beginning opens with this passphrase. Raises DamagedFile if it is none."""
     header = beginning[: _HEADER.size]
     try:
         _cipher(passphrase, header).decrypt(_CHECK, beginning[_HEADER.size : BEGINNING], header)
@@ -75,7 +75,7 @@ def opens(beginning: bytes, passphrase: str) -> bool:
 
 
 def open_sealed(source: BinaryIO, target: BinaryIO, passphrase: str) -> None:
-    """Write what a sealed file holds to `target`; after an error what was written is worth nothing.
+    """Write the content of a sealed file to `target`; after an error, what was written is worthless.
 
     Raises WrongPassphrase or DamagedFile.
     """
@@ -102,7 +102,7 @@ def _nonce(number: int, *, is_last: bool) -> bytes:
 
 
 def _cipher(passphrase: str, header: bytes) -> AESGCM:
-    """Raises DamagedFile if these bytes are not a header that `seal` writes."""
+    """Return the cipher for a header. Raises DamagedFile if `seal` does not write such a header."""
     if len(header) != _HEADER.size:
         raise DamagedFile
     magic, log_n, salt = _HEADER.unpack(header)

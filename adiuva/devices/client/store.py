@@ -1,9 +1,8 @@
 """The user's rows in one SQLite file, and the tool calls that read and write them.
 
-A write, its entry in the list of applied calls and its result are one transaction, so that a repeated call (the
-server did not receive the answer) gets the stored result and changes nothing. `synchronous=FULL`: a
-result leaves the device after the row is on the disk, since the server forgets a record once it has the
-result.
+A write, its entry in the list of applied calls and its result are one transaction, so that a repeated call (the server
+did not receive the answer) gets the stored result and changes nothing. `synchronous=FULL` makes a result leave the
+device after the row is on the disk, since the server forgets a record once it has the result.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def now_ms() -> int:
 
 # More than 15 methods: one for each tool call that a device answers, under one lock.
 class Store:
-    """One device's data. Every method may be called from any thread; a lock lets one run at a time."""
+    """Data of one device. Any thread may call every method; a lock lets one run at a time."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Open or create the file; None keeps everything in memory. Raises BadWorkspace."""
@@ -83,7 +82,8 @@ class Store:
     def apply(self, calls: Sequence[Call]) -> list[Row]:
         """Apply calls in order and give each its result: the body of a `tool_result`, perhaps an `error`.
 
-        One transaction for all; a call that fails undoes only itself. What cannot be saved is not applied.
+        All calls share one transaction; a call that fails undoes only itself. A call that cannot be saved is not
+        applied.
         """
         with self._lock:
             try:
@@ -109,7 +109,8 @@ class Store:
         return {"id": call["id"], **outcome}
 
     def _outcome(self, call: Call) -> Row:
-        """The result without its id. Refusals are results too and are kept: a repeat must not succeed later."""
+        """Return the result without its id. Refusals are results too and are kept, because a repeat must not succeed
+        later."""
         self._db.execute("SAVEPOINT a_call")
         try:
             outcome = self._do(call)
@@ -157,7 +158,7 @@ class Store:
         limit: int | None = None,
         offset: int | None = None,
     ) -> list[Row]:
-        """A table's rows. Raises CallRefused for a wrong filter."""
+        """Return a table's rows. Raises CallRefused for a wrong filter."""
         sql, values = select_sql(table, filters or {}, limit, offset)
         with self._lock:
             return [dict(zip(table.by_name, row, strict=True)) for row in self._db.execute(sql, values)]
@@ -203,14 +204,14 @@ class Store:
         return row
 
     def _delete(self, table: Table, key: str) -> bool:
-        """Delete a row and, so that no search finds it again, its vector. Nothing else goes with it."""
+        """Delete a row with its vector, so that no search finds it again. Nothing else goes with it."""
         found = self._db.execute(f'DELETE FROM "{table.name}" WHERE "id" = ?', (key,))  # noqa: S608
         if found.rowcount:
             self._db.execute("DELETE FROM adiuva_vectors WHERE id = ?", (key,))
         return bool(found.rowcount)
 
     def put_back(self, table: Table, row: Row, *, over: Row | None) -> bool:
-        """Make a row what it was, unless it is no longer as `over` (None: not there). Returns whether it was done."""
+        """Make a row what it was, unless it differs from `over` (None: not there). Returns whether it was done."""
         with self._lock, self._transaction():
             if self._get(table, row["id"]) != over:
                 return False
@@ -228,7 +229,7 @@ class Store:
             self._db.execute("INSERT OR REPLACE INTO adiuva_origins VALUES (?, ?, ?, ?)", values)
 
     def origins(self, row_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """By the ids of rows that agents found: the id of the run, and the source."""
+        """Return, by the ids of rows that agents found, the id of the run and the source."""
         with self._lock:
             found = [
                 self._db.execute(
@@ -258,7 +259,7 @@ class Store:
         return row[0] if row else None
 
     def remember_hashes(self, hashes: Iterable[tuple[str, int, int, str]]) -> None:
-        """Keep (path, size, mtime_ns, sha256), in place of what was known of the path."""
+        """Keep (path, size, mtime_ns, sha256) in place of earlier facts about the path."""
         with self._lock, self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO adiuva_hashes VALUES (?, ?, ?, ?)", hashes)
 
@@ -267,10 +268,10 @@ class Store:
             self._db.execute("DELETE FROM adiuva_hashes WHERE path = ?", (path,))
 
     def seed(self, rows: Mapping[str, Any]) -> int:
-        """Insert `{table: [row, …]}` into a store that has no rows yet, and say how many were inserted.
+        """Insert `{table: [row, …]}` into a store that has no rows yet, and return how many were inserted.
 
-        A row may have an `id` for the others to refer to; it gets one of the device's making in its place.
-        Raises BadWorkspace if the rows do not fit the tables.
+        A row may have an `id` for the others to refer to; the device replaces it by an id of its own. Raises
+        BadWorkspace if the rows do not fit the tables.
         """
         try:
             made = {row["id"]: uuid.uuid4().hex for table in rows.values() for row in table if "id" in row}
@@ -307,7 +308,7 @@ class Store:
         if not self.on_disk:
             self._db.execute(
                 "PRAGMA page_size = 512"
-            )  # an empty table takes a page: thousands share a process
+            )  # an empty table takes a page, and thousands share a process
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = OFF")
@@ -334,7 +335,7 @@ class Store:
         if now - self._pruned_at >= _DAY_MS:
             self._db.execute("DELETE FROM adiuva_calls WHERE applied_at < ?", (now - KEEP_CALLS_MS,))
             gone = " AND ".join(f'row_id NOT IN (SELECT id FROM "{name}")' for name in TABLES)  # noqa: S608
-            self._db.execute(  # those of rows that an undo cannot bring back any more
+            self._db.execute(  # deletes those of rows that an undo can no longer bring back
                 f"DELETE FROM adiuva_origins WHERE noted_at < ? AND {gone}",  # noqa: S608
                 (now - KEEP_CALLS_MS,),
             )
@@ -377,7 +378,8 @@ def _key(data: Mapping[str, Any]) -> str:
 
 
 def _checked(table: Table, data: Mapping[str, Any]) -> Row:
-    """The values, ready to be bound. Raises CallRefused for a wrong value or a column that the caller may not set."""
+    """Return the values, ready to be bound. Raises CallRefused for a wrong value or a column that the caller may not
+    set."""
     values: Row = {}
     for name, value in data.items():
         column = table.by_name.get(name)

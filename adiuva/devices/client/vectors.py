@@ -19,7 +19,7 @@ Vector = npt.NDArray[np.float32]
 
 
 def upsert(db: sqlite3.Connection, vector: Any, *, key: str, project: str | None, content: str) -> None:
-    """Store one text's vector in place of an earlier one with this key, of whatever dimension."""
+    """Store one text's vector in place of an earlier one with this key, of any dimension."""
     unit = _unit(vector)
     db.execute(
         "INSERT OR REPLACE INTO adiuva_vectors (id, project_id, content, dimension, vector)"
@@ -29,7 +29,7 @@ def upsert(db: sqlite3.Connection, vector: Any, *, key: str, project: str | None
 
 
 def search(db: sqlite3.Connection, vector: Any, limit: Any) -> list[dict[str, Any]]:
-    """The texts nearest by cosine, best first, as `{id, content, score}`.
+    """Return the texts nearest by cosine, best first, as `{id, content, score}`.
 
     Raises CallRefused if there are vectors but none of this dimension: another model made them.
     """
@@ -70,6 +70,6 @@ def _unit(vector: Any) -> Vector:
     if not np.isfinite(wide).all():
         raise CallRefused("vector must hold finite numbers only")
     if largest := float(np.abs(wide).max()):
-        wide /= largest  # so that the squares below stay finite
+        wide /= largest  # keeps the squares below finite
         wide /= np.linalg.norm(wide)
     return wide.astype(_FLOAT)

@@ -36,7 +36,7 @@ class Command(BaseCommand):
         except BaseException:
             parts[0].unlink(missing_ok=True)
             raise
-        # Newer keys open older dumps, and not the other way round.
+        # Newer keys open older dumps, but older keys do not open newer dumps.
         for part, file in reversed(list(zip(parts, filter(None, (main, keys)), strict=True))):
             part.rename(file)
             _sync(file.parent)
@@ -44,7 +44,7 @@ class Command(BaseCommand):
 
 
 def check_places(keys: Path | None) -> None:
-    """Raises CommandError unless a file for the keys is given exactly if they are apart."""
+    """Raise CommandError unless a file for the keys is given exactly if they are apart."""
     apart = has_own_database() and pg_programs.place_of(KEYS_DATABASE) != pg_programs.place_of("default")
     if apart and not keys:
         raise CommandError("The keys are in a database of their own: name a second file, for their dump.")
@@ -53,7 +53,7 @@ def check_places(keys: Path | None) -> None:
 
 
 def _dump(alias: str, file: Path) -> Path:
-    """Dump into a file beside the one that is meant, readable by its owner alone, and read it back."""
+    """Dump into a file beside the target, readable by its owner alone, and read it back."""
     part = file.with_name(f"{file.name}.part")
     try:
         os.close(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))

@@ -45,7 +45,7 @@ _ONE = {"timelines": "timeline entry", "taskComments": "comment"}
 
 
 class ChatFailed(Exception):
-    """No answer; the message says why. `body` is the server's error body."""
+    """Error for a missing answer; the message says why. `body` is the server's error body."""
 
     def __init__(self, why: str, status: int = 0, body: Mapping[str, Any] | None = None) -> None:
         super().__init__(" ".join(_plain(why).split()))
@@ -58,7 +58,7 @@ class Command(BaseCommand):
         "other commands. Without --server and --email it uses the server of `make run` and the demo's account. For "
         "other accounts the password comes from ADIUVA_DEVICE_PASSWORD, or is asked for."
     )
-    # The command is only a client of some server, so this installation need not be checked.
+    # The command is only a client of some server, so it need not check this installation.
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -87,7 +87,7 @@ class Command(BaseCommand):
             else:
                 self._talk(client, _console(options["workspace"], client))
         except ChatFailed as error:
-            self._show(error.body)  # what was written and changed before it failed
+            self._show(error.body)  # shows what was written and changed before it failed
             raise CommandError(str(error), returncode=1) from None
         except KeyboardInterrupt:
             self.stdout.write("")
@@ -120,14 +120,14 @@ class Command(BaseCommand):
 
 
 class Client:
-    """One account of one server, with the conversation so far, which is kept for the next time."""
+    """Account at a server, with the conversation so far, which is kept for the next time."""
 
     def __init__(self, address: ServerAddress, email: str, password: str) -> None:
         self._address = address
         name = hashlib.sha256(f"{address.base} {email}".encode()).hexdigest()[:32]
         self._file = state_dir() / "chats" / f"{name}.json"
         self.is_demo = False
-        self.undoes_message = True  # and not a suggestion that was approved or changed since
+        self.undoes_message = True  # True: undo the message, not a suggestion that was approved or changed since
         self._credentials = {"email": email, "password": password}
         self._token = ""
         self.said = self._read()
@@ -136,7 +136,7 @@ class Client:
         self._sign_in()
 
     def ask(self, message: str) -> dict[str, Any]:
-        """The answer, `{response, mutations, …}`. Raises ChatFailed."""
+        """Return the answer, `{response, mutations, …}`. Raises ChatFailed."""
         body: dict[str, Any] = {
             "message": message,
             "context": {"conversation_history": self.said[-_HISTORY_MESSAGES:]},
@@ -145,7 +145,7 @@ class Client:
         if self.device:
             body["device_id"] = self.device
         self.undoes_message = True
-        self._last_request = body["request_id"]  # what it changed before it failed can be undone as well
+        self._last_request = body["request_id"]  # its changes before it failed can be undone as well
         answer = self._signed_in_post("chat", body)
         said = str(answer.get("response") or "")
         self.said += [{"role": "user", "content": message}, {"role": "assistant", "content": said}]
@@ -153,7 +153,7 @@ class Client:
         return answer
 
     def forget(self) -> None:
-        """Begin anew: what was said so far is not sent along any more."""
+        """Begin anew: the conversation so far is not sent along any more."""
         self.said = []
         self._file.unlink(missing_ok=True)
 
@@ -165,7 +165,7 @@ class Client:
         return [{"role": str(one["role"]), "content": str(one["content"])} for one in kept]
 
     def _keep(self) -> None:
-        """Keep what the next message is sent along with, readable by this machine's user alone."""
+        """Keep what is sent along with the next message, readable by this machine's user alone."""
         try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             new = self._file.with_suffix(".new")
@@ -215,7 +215,7 @@ class Client:
 
 
 def _console(workspace: Path | None, client: Client) -> Console | None:
-    """The suggestions of a device on this machine, whose process may be running meanwhile."""
+    """Return the suggestions of a device on this machine, whose process may be running meanwhile."""
     folder = workspace or (state_dir() / "demo" / "device" if client.is_demo else None)
     if folder is None:
         return None
@@ -253,7 +253,7 @@ def _command(client: Client, typed: str, suggestions: Console | None) -> str:
 
 
 def _client(server: str | None, email: str | None) -> Client:
-    """A client signed in as the options say, or to the demo of this machine."""
+    """Return a client that is signed in as the options say, or to the demo of this machine."""
     host = "127.0.0.1" if settings.HOST in {"0.0.0.0", "::"} else settings.HOST  # noqa: S104
     here = f"http://{host}:{settings.PORT}"
     try:
@@ -261,7 +261,7 @@ def _client(server: str | None, email: str | None) -> Client:
     except BadAddress as error:
         raise ChatFailed(error.message) from None
     password = os.environ.get("ADIUVA_DEVICE_PASSWORD")
-    # The demo's password is sent only to this machine's own server.
+    # Only this machine's own server gets the demo's password.
     if address.base == here and email in {None, DEMO_EMAIL} and (demo := _demo_password()):
         client = Client(address, DEMO_EMAIL, demo)
         client.is_demo = True
@@ -283,7 +283,7 @@ def _demo_password() -> str:
 
 
 def _lines() -> Iterator[str]:
-    """Lines that are typed or piped in."""
+    """Yield lines that are typed or piped in."""
     asked = "› " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -305,7 +305,7 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 
 def _for_people(text: str) -> str:
-    """The answer without the tags that only the app can draw and without control characters."""
+    """Return the answer without tags that only the app can draw and without control characters."""
     return _plain(_CHART.sub(_named_chart, _TAG.sub("", text))).strip()
 
 

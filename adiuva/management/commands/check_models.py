@@ -22,7 +22,7 @@ _OF_PURPOSE: Final = {
     "extraction": env.MODEL_EXTRACTION,
     "memory": env.MODEL_MEMORY,
 }
-# Enough that a model which thinks first may come to an answer.
+# Enough for a model that thinks first to come to an answer.
 _ANSWER_TOKENS: Final = 1_024
 _ASKED: Final[list[llm.Message]] = [{"role": "user", "content": "Answer with the word ok."}]
 
@@ -71,7 +71,7 @@ class Command(BaseCommand):
         variables: tuple[Any, Any],
         ask: Callable[[], Awaitable[Any]],
     ) -> bool:
-        """Return whether it failed. `variables`: where its name is configured, and its address and key."""
+        """Return whether the model failed. `variables`: where its name is configured, and its address and key."""
         base = _without_secrets(configured["api_base"])
         model = f"Model {name or '(none)'} {use}{f' at {base}' if base else ''}"
         started = time.monotonic()
@@ -87,7 +87,7 @@ class Command(BaseCommand):
 
 
 def _variable_of(name: str) -> Any:
-    """The variable that names this model."""
+    """Return the variable that names this model."""
     for purpose, variable in _OF_PURPOSE.items():
         if name and settings.MODELS_BY_PURPOSE[purpose] == name:
             return variable
@@ -109,7 +109,7 @@ async def _embeds() -> None:
 
 
 def _advice(error: Exception, named: str, variable: str, base: str) -> str:
-    """Return what to do, in a sentence."""
+    """Return in a sentence what to do."""
     there = f"at {base}" if base else "there"
     match error:
         case llm.ModelNotConfigured():

@@ -71,7 +71,7 @@ class Command(BaseCommand):
         for each in key_maintenance.rewrap(batch):
             done += each.done
             broken.update(each.skipped)
-            # Other processes may rotate too, so fewer than this may be left.
+            # Other processes may rotate too, so there may be fewer.
             self.stdout.write(f"{done:,} wrapped with {newest}, {max(left - done, 0):,} left")
             self.stdout.flush()
         return len(broken)

@@ -49,7 +49,7 @@ class Command(BaseCommand):
 
 
 def files(folder: Path) -> dict[Path, str]:
-    """The generated files below the project's folder, with their content."""
+    """Return the generated files below the project's folder, with their content."""
     return {folder / ENV_EXAMPLE: _env_example(), folder / SETTINGS_PAGE: _settings_page()}
 
 
@@ -89,7 +89,7 @@ def _comment(text: str) -> list[str]:
 
 
 def _form(variable: Variable[Any]) -> str:
-    """Unit, bounds and a computed default as a last sentence."""
+    """Return unit, bounds and a computed default as a last sentence."""
     parts = [part for part in (variable.unit, variable.bounds) if part]
     if variable.computed_default:
         parts.append(f"default: {variable.computed_default}")
@@ -97,7 +97,7 @@ def _form(variable: Variable[Any]) -> str:
 
 
 def _written(variable: Variable[Any]) -> str:
-    """The default as it is written in an environment file; empty where it is computed."""
+    """Return the default as an environment file has it; empty if it is computed."""
     match variable.default:
         case _ if variable.computed_default:
             return ""

@@ -30,5 +30,5 @@ EMPTY: Final = OpenApiResponse(description="It is done.")
 
 class BytesView(APIView):
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Whatever is accepted: the bytes are what they are, and refusals are JSON."""
+        """Choose the renderer whatever the client accepts: the bytes are what they are, and refusals are JSON."""
         return super().perform_content_negotiation(request, force=True)

@@ -92,7 +92,7 @@ class RecordsView(ListAPIView[Record]):
 
 
 def _let_be(content: Content) -> None:
-    """An upload that nothing was made of can be used by another request."""
+    """Release an upload that nothing was made of, so that another request can use it."""
     if isinstance(content, Whole):
         uploads.release(content)
 

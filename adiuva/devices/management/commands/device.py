@@ -13,7 +13,7 @@ from adiuva.devices.client.errors import DeviceError
 
 class Command(BaseCommand):
     help = program.DESCRIPTION
-    # A device needs no settings of a server, so none are checked.
+    # A device needs no settings of a server, so no checks run.
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
