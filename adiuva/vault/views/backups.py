@@ -47,7 +47,7 @@ class BackupView(StreamedBodies):
         responses={**BYTES, **error_responses(401, 404, 409, 412, 416, 503)},
     )
     def get(self, request: Request) -> HttpResponseBase:
-        """With the headers of its upload."""
+        """Return the newest backup with the headers of its upload."""
         return _backup_bytes(request, backups.latest(user_id(request)))
 
     @extend_schema(
@@ -70,8 +70,8 @@ class BackupView(StreamedBodies):
         },
     )
     def put(self, request: Request) -> Response:
-        """The same again is no second one; other bytes of the same time are refused (409), and so is a base that is not
-        there (`base_missing`)."""
+        """Store a backup. The same backup again makes no second one. Other bytes of the same time are refused (409),
+        and so is a base that is not there (`base_missing`)."""
         if "X-Upload-Id" not in request.headers:
             return self.take_body(request)
         user, described = user_id(request), headers.backup(request.headers)
@@ -128,6 +128,6 @@ class OneBackupView(BytesView):
         responses={200: Done, **error_responses(401, 404, 409)},
     )
     def delete(self, request: Request, backup_id: UUID) -> Response:
-        """One that others build on is deleted after them (409)."""
+        """Delete a backup. One that others build on can be deleted only after them (409)."""
         backups.delete(user_id=user_id(request), backup_id=backup_id)
         return Response({"ok": True})

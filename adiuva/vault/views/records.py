@@ -60,7 +60,8 @@ class RecordsView(ListAPIView[Record]):
         responses={200: RecordSerializer(many=True), **error_responses(400, 401)},
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """A page. What a page does not name is not deleted: `/storage/changes` says what is."""
+        """List a page of records. A record that a page does not name is not deleted: `/storage/changes` says what
+        is."""
         return self.list(request, *args, **kwargs)
 
     @extend_schema(
@@ -107,7 +108,7 @@ class RecordView(BytesView):
         responses={**BYTES, **error_responses(401, 404, 409, 412, 416, 503)},
     )
     def get(self, request: Request, record_id: UUID) -> HttpResponseBase:
-        """With their checksum in `X-Checksum` and, in quotes, `ETag`."""
+        """Return the bytes, with their checksum in `X-Checksum` and, in quotes, `ETag`."""
         found = records.get(user_id(request), record_id)
         more = {"X-Version": str(found.version)}
         return downloads.respond(request._request, found, changed_at=found.updated_at, headers=more)
@@ -124,8 +125,8 @@ class RecordView(BytesView):
         },
     )
     def put(self, request: Request, record_id: UUID) -> Response:
-        """With `If-Match`, only what is still there is replaced: 412 `changed_meanwhile` says what is. Equal bytes are
-        never a conflict."""
+        """Replace a record. With `If-Match`, only if it is still the named one: 412 `changed_meanwhile` says what is
+        there. Equal bytes are never a conflict."""
         given = ChangedRecordSerializer(data=request.data)
         given.is_valid(raise_exception=True)
         user, data, when = user_id(request), given.validated_data, headers.precondition(request.headers)
@@ -151,7 +152,7 @@ class RecordView(BytesView):
         responses={200: Done, **error_responses(400, 401, 404, 412)},
     )
     def delete(self, request: Request, record_id: UUID) -> Response:
-        """For 7 days it can be brought back. Its room is free at once."""
+        """Delete a record. For 7 days it can be brought back. Its room is free at once."""
         records.delete(
             user_id=user_id(request), record_id=record_id, when=headers.precondition(request.headers)
         )
@@ -183,7 +184,8 @@ class ChangesView(APIView):
         responses={200: ChangesSerializer, **error_responses(400, 401, 410)},
     )
     def get(self, request: Request) -> Response:
-        """Nothing is skipped, whoever writes at the same time. Deleted records are in it as tombstones."""
+        """List the changes. Nothing is skipped, whoever writes at the same time. Deleted records are in it as
+        tombstones."""
         given = ChangesQuerySerializer(data=request.query_params)
         given.is_valid(raise_exception=True)
         found = changes.since(user_id(request), given.validated_data["since"], given.validated_data["limit"])

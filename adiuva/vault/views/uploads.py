@@ -104,7 +104,7 @@ class UploadView(StreamedBodies):
         },
     )
     def patch(self, request: Request, upload_id: UUID) -> Response:
-        """Of what breaks off, HEAD says how much is kept."""
+        """Append bytes. If the request breaks off, HEAD says how much is kept."""
         return self.take_body(request, upload_id=upload_id)
 
     @extend_schema(

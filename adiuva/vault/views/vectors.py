@@ -42,7 +42,7 @@ class UpsertVectorsView(APIView):
         responses={200: UpsertedSerializer, **error_responses(400, 401, 402, 403, 409, 413, 507)},
     )
     def post(self, request: Request) -> Response:
-        """All of them or none. The server sees vectors, tags and sizes: what `blob` holds is sealed by the client."""
+        """Store all vectors or none. The server sees vectors, tags and sizes; the client seals what `blob` holds."""
         given = _valid(UpsertSerializer(data=request.data))
         new = [
             NewVector.of(f"vectors.{number}.vector", **each) for number, each in enumerate(given["vectors"])
@@ -61,7 +61,7 @@ class SearchVectorsView(APIView):
         responses={200: FoundVectorsSerializer, **error_responses(400, 401)},
     )
     def post(self, request: Request) -> Response:
-        """Exactly, by cosine similarity, the best first. A space without vectors has none."""
+        """Search exactly, by cosine similarity, the best first. A space without vectors has none."""
         given = _valid(VectorSearchSerializer(data=request.data))
         found = vectors.search(
             user_id=user_id(request),
@@ -83,7 +83,7 @@ class VectorsView(ListAPIView[Vector]):
 
     def get_queryset(self) -> Any:
         number = _valid(SpaceSerializer(data=self.request.query_params))["space"]
-        # Looked up first: of a space that it knows, PostgreSQL reads the vectors in their order, by an index.
+        # Looked up first, because PostgreSQL reads the vectors of a known space in their order, by an index.
         space = VectorSpace.objects.of(user_id(self.request)).filter(space=number).first()
         rows = Vector.objects.filter(space=space) if space else Vector.objects.none()
         return rows.defer("blob", "vector").order_by("number")
@@ -95,7 +95,7 @@ class VectorsView(ListAPIView[Vector]):
         responses={200: StoredVectorSerializer(many=True), **error_responses(400, 401)},
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Their ids and checksums: what a client compares with its own."""
+        """List ids and checksums, which a client compares with its own."""
         return self.list(request, *args, **kwargs)
 
     @extend_schema(
@@ -105,7 +105,7 @@ class VectorsView(ListAPIView[Vector]):
         responses={200: DeletedVectorsSerializer, **error_responses(400, 401)},
     )
     def delete(self, request: Request) -> Response:
-        """By their ids; with `all` the whole space, whose dimensions are free again."""
+        """Delete vectors by their ids; with `all` the whole space, whose dimensions are free again."""
         given = _valid(VectorsToDeleteSerializer(data=request.data))
         ids = None if given["all"] else given["ids"]
         deleted = vectors.delete(user_id=user_id(request), space=given["space"], ids=ids)
