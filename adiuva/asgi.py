@@ -1,4 +1,4 @@
-"""The ASGI application: REST, admin and pages over HTTP, devices over the WebSocket."""
+"""ASGI application: REST, admin and pages over HTTP, devices over the WebSocket."""
 
 from __future__ import annotations
 

@@ -171,8 +171,7 @@ def _is_live_in_browser(key: str) -> bool:
 def refusal(
     error: AdiuvaError, headers: Mapping[bytes, bytes]
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return status, headers and body of the answer, which closes the connection. Logs it, since no middleware sees
-    it."""
+    """Return status, headers and body of the answer, which closes the connection. Logs it, as no middleware does."""
     given = headers.get(b"x-request-id", b"")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
     metrics.count_error("rest", error.code)

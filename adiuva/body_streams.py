@@ -60,8 +60,7 @@ def stream_of(method: str, path: str) -> tuple[Begin, dict[str, Any]] | None:
 
 
 class BodyStreams:
-    """ASGI middleware for streamed bodies. Other requests pass untouched, and so do those without a body or with a
-    browser's session."""
+    """ASGI middleware for streamed bodies. Others pass untouched, also those of a browser's session."""
 
     def __init__(self, application: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self._application = application

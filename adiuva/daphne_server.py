@@ -235,8 +235,7 @@ class Server(daphne.server.Server):  # type: ignore[misc]
             await protocol.drained()
 
     def kill_all_applications(self) -> Deferred[None]:
-        """Stop all applications. daphne calls this when the reactor is about to stop; the reactor waits for the
-        result."""
+        """Stop all applications. daphne calls this when the reactor is about to stop, and waits for the result."""
         return Deferred.fromFuture(asyncio.ensure_future(self._end_applications()))
 
     async def _end_applications(self) -> None:

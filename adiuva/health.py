@@ -29,7 +29,7 @@ from adiuva.core.logging import count_failures
 from adiuva.core.postgresql.base import live_connection
 from adiuva.core.readiness import Facts
 
-# A check waits so long for a database connection.
+# A check waits this long for a database connection.
 _CONNECT_TIMEOUT_S = 2.0
 # Write half a megabyte to a temporary file, because a database with a full disk still answers reads. It leaves nothing
 # behind.
@@ -66,8 +66,7 @@ class ReadySerializer(serializers.Serializer[Any]):
 
 
 class _NeverRefused(BaseContentNegotiation):
-    """Negotiation that gives browsers a page and all others JSON, because a probe must not be refused over its
-    headers."""
+    """Negotiation that gives browsers a page and others JSON: a probe must not be refused over its headers."""
 
     def select_parser(self, request: Request, parsers: Any) -> Any:
         return parsers[0]

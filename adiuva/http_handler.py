@@ -27,9 +27,9 @@ from django.urls import ResolverMatch, set_script_prefix
 
 T = TypeVar("T")
 
-# So many requests may be answered at once, because some wait minutes for a model or a device. Others wait for these.
+# At most this many requests are answered at once, because some wait minutes for a model or a device. Others wait.
 _MOST_THREADS: Final = 500
-# How many paths are cached with their view, and the longest such path.
+# How many paths are cached with their view, and the longest path that is cached.
 _MOST_PATHS: Final = 2_000
 _LONGEST_PATH: Final = 200
 # The handler checks for a client that leaves only after this time: most answers are there by then, and need no task
@@ -125,8 +125,7 @@ class ThreadedHandler(ASGIHandler):
         return response
 
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
-        """Return the view of a path. A path always leads to the same view, so all routes are searched once for a path
-        that comes again."""
+        """Return the view of a path, which never changes. All routes are searched once for a path that comes again."""
         place = settings.ROOT_URLCONF, request.path_info
         found = self._views.get(place)
         if found is None or hasattr(request, "urlconf"):

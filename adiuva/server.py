@@ -12,7 +12,7 @@ from adiuva.core import garbage
 
 # Above the protocol's limit of 1 MiB, so that our own close code (4413) answers a frame that is too large.
 _MAX_WEBSOCKET_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-# Requests in progress may take so long to finish after the shutdown hooks; then they are cancelled.
+# Requests in progress may take this long to finish after the shutdown hooks; then they are cancelled.
 _FINISH_REQUESTS_S: Final = 3
 # Blocks of this size and more go back to the system when they are freed. A password hash takes 19 MiB.
 _RETURN_BLOCKS_FROM_BYTES: Final = 4 << 20

@@ -261,8 +261,8 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 ACCESS_TOKEN_LIFE = timedelta(seconds=env.ACCESS_TOKEN_S.read())
-SESSION_LIFE = timedelta(days=60)  # a refresh token lives so long if nobody uses it
-REFRESH_GRACE = timedelta(seconds=30)  # a used refresh token is accepted so long, in case its answer was lost
+SESSION_LIFE = timedelta(days=60)  # lifetime of a refresh token that nobody uses
+REFRESH_GRACE = timedelta(seconds=30)  # a used refresh token is accepted this long, in case its answer was lost
 TICKET_LIFE = timedelta(seconds=30)
 LOGIN_URL = "sign-in"
 LOGIN_REDIRECT_URL = "account"

@@ -14,14 +14,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adiuva.body_guard import SILENCE_S
 
-# A connection is kept so long between requests. Clients and proxies close theirs sooner (nginx after 60 s, and many
+# A connection is kept this long between requests. Clients and proxies close theirs sooner (nginx after 60 s, and many
 # libraries after 5), so that none sends a request just when we close.
 KEEP_ALIVE_S: Final = 75
 
 
 class TimedH11Protocol(H11Protocol):
-    """Protocol that closes a connection which is silent before its headers are complete. Afterwards BodyGuard
-    watches."""
+    """Protocol that closes a connection which is silent before its headers are complete; then BodyGuard watches."""
 
     _silence: asyncio.TimerHandle | None = None
 

@@ -79,7 +79,7 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         super().pause_writing()
 
     def push(self, text: bytes) -> bool:
-        """Send a text frame now. Returns False if that is not possible: nothing was sent, and `send` waits or says
+        """Send a text frame now. Returns False if that is impossible: nothing was sent, and `send` waits or says
         why."""
         if not self._can_push():
             return False
@@ -89,8 +89,7 @@ class PushingWebSocket(WebSocketsSansIOProtocol):
         return True
 
     def push_soon(self, text: bytes) -> bool:
-        """Send a text frame in this turn of the loop, together with all others sent in this way: one system call for a
-        burst."""
+        """Send a text frame in this turn of the loop, with all others sent in this way: one system call for a burst."""
         if not self._can_push():
             return False
         if self._kept is None:

@@ -10,8 +10,7 @@ _MAX_CHARS = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
 
 
 class AddressInvalid(ValueError):
-    """Error for an address that no account can have. Its message is for the user, in English like that of an
-    AdiuvaError."""
+    """Error for an address that no account can have. Its message is for the user, in English like an AdiuvaError's."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -121,8 +121,7 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
 
     @admin.action(description="Mail a link to remove a lost second factor", permissions=["change"])
     def send_factor_removal(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        """Mail the link that removes a lost factor in a day, unless the factor is used meanwhile
-        (mail_link_actions)."""
+        """Mail the link that removes a lost factor in a day, unless the factor is used before (mail_link_actions)."""
         for user in queryset:
             try:
                 mail_link_actions.ask_factor_removal(user=user)

@@ -79,8 +79,7 @@ class PeriodFilter(admin.FieldListFilter):
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]  # not generic at run time
-    """Paginator that counts at most MAX_COUNT rows, since counting a large table is slow. Search and filters find the
-    rest."""
+    """Paginator that counts at most MAX_COUNT rows, since counting a large table is slow. Search finds the rest."""
 
     MAX_COUNT = 10_000
 

@@ -1,5 +1,4 @@
-"""Sessions of browsers that are signed in to the admin or the browsable API: each is a Session of the user, like a
-device's.
+"""Sessions of browsers that are signed in to the admin or the browsable API: each has a Session, like a device.
 
 Django keeps a browser's sign-in in a session of its own, which names ours. So the user sees it in the list and can end
 it from anywhere; a new password or a deactivated account ends it too.

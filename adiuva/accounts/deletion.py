@@ -1,4 +1,4 @@
-"""The end of an account: its key is destroyed and all of its rows are deleted.
+"""Deletion of an account: its key is destroyed and all of its rows are deleted.
 
 One transaction does both for most accounts. For an account with many rows, the first transaction destroys the key and
 closes the account: nobody can sign in, its address is free, its work stops, and nobody can read what was sealed. A
@@ -123,8 +123,7 @@ def sweep() -> None:
 
 
 def _steps(user_id: UUID) -> Iterator[int]:
-    """Delete the account's rows from tables where it may have many. The few in other tables go with the account, in the
-    order of locks."""
+    """Delete rows of tables where an account may have many. The rest goes with the account, in the order of locks."""
     for model, owner in _owned():
         rows = model._base_manager.filter(**{owner: user_id})
         if any(each[BATCH:].exists() for each in (rows, *_parts(rows))):

@@ -1,4 +1,4 @@
-"""The account's part of its archive. Passwords and tokens are not in it: the server stores at most their hashes."""
+"""Part of an account in its archive. Passwords and tokens are not in it: the server stores at most their hashes."""
 
 from __future__ import annotations
 

@@ -40,8 +40,7 @@ _BEFORE_ALL = UUID(int=0)
 
 @dataclass(frozen=True)
 class KeyBatch:
-    """Result of one transaction: the last user, how many keys it changed, and the users whose keys it could not
-    change."""
+    """Result of one transaction: the last user, how many keys changed, and the users whose keys could not change."""
 
     last: UUID
     done: int
@@ -117,8 +116,7 @@ class KeyAudit:
 
 
 def move_to_own_database(batch: int = 500) -> int:
-    """Move keys from the main database to their own. It can be repeated after an interruption. Returns how many it
-    moved."""
+    """Move keys from the main database to their own. It can be repeated after an interruption. Returns how many."""
     if not has_own_database():
         return 0
     moved, after = 0, _BEFORE_ALL

@@ -57,7 +57,7 @@ class KeyUnavailable(Unavailable):
 
 
 def cipher_for(user_id: UUID) -> crypto.UserCipher:
-    """Return the cipher of the user's data key, which it creates on first use. It may query. Raises NoSuchUser,
+    """Return the cipher of the user's data key, created on first use. It may query. Raises NoSuchUser,
     KeyUnavailable."""
     now = time.monotonic()
     with _guard:
@@ -145,16 +145,14 @@ def _new_key(user_id: UUID) -> dict[str, Any]:
 
 
 def _is_committed(row: WrappedKey) -> bool:
-    """Return whether the key is committed for certain. If not, do not cache it: the current transaction may roll it
-    back."""
+    """Return whether the key is committed for certain. If not, do not cache it: this transaction may roll it back."""
     if isinstance(row, SeparateKey) or not transaction.get_connection().in_atomic_block:
         return True
     return row.created_at < timezone.now() - _LONGEST_TRANSACTION
 
 
 def _require_reachable(here: UserKey) -> UserKey:
-    """Raise KeyUnavailable if the key is in the keys' own database and this process is not configured for that
-    database."""
+    """Raise KeyUnavailable if the key is in the keys' own database and this process does not know that database."""
     if here.is_separate and not has_own_database():
         raise KeyUnavailable
     return here

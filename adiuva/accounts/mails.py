@@ -1,5 +1,4 @@
-"""Mails to users: ordered in the transaction that they tell of, and sent by a worker, which tries again while the mail
-server is away.
+"""Mails to users: ordered in the transaction that they tell of, sent by a worker, and tried again after failures.
 
 A request only writes a row, which takes the same time whether an address has an account or not. The worker looks up the
 recipients and makes the links when it sends the mail.
@@ -85,8 +84,7 @@ def send_now(kind: Mail.Kind, *, about: UUID) -> None:
 
 
 def order_password_reset(*, user: User) -> None:
-    """Mail the user a link to set a new password. Staff call this, since they never set one. Raises
-    MailNotConfigured."""
+    """Mail the user a link to set a new password. Staff use it, since they never set one. Raises MailNotConfigured."""
     require_configured()
     order(Kind.RESET, user=user)
 
@@ -153,8 +151,7 @@ _composers: dict[str, Compose] = {}
 
 
 def compose_with(kinds: Iterable[Mail.Kind], compose: Compose) -> None:
-    """Register an app's function that composes mails of these kinds. It returns no letter if the reason for the mail is
-    gone."""
+    """Register a function that composes mails of these kinds, and returns no letter if the reason for one is gone."""
     _composers.update(dict.fromkeys(kinds, compose))
 
 
@@ -193,8 +190,7 @@ def _letters(mail: Mail) -> Iterator[Letter]:
 
 
 def _accounts_to_reset(address: str) -> list[User]:
-    """Return the account that confirmed the address, or else the newest that has it: whoever reads the mail confirms
-    it."""
+    """Return the account that confirmed the address, or else the newest that has it: the mail's reader confirms it."""
     found = list(User.objects.at_address(address).sign_in_candidates())
     return [user for user in found[-1:] if user.is_active]
 

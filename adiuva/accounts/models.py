@@ -42,7 +42,7 @@ class UserQuerySet(models.QuerySet["User"]):
             return self.none()
 
     def with_address_part(self, part: str) -> UserQuerySet:
-        """Return accounts whose address has words that begin with those of `part`."""
+        """Return accounts with an address that has words beginning with those of `part`."""
         query = address_query(part)
         return (
             self.none()
@@ -73,8 +73,7 @@ class UserManager(BaseUserManager["User"]):
         return self.get_queryset().with_address_part(part)
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """Create a user without checking the rules for passwords, which is the caller's task (see
-        services.register)."""
+        """Create a user without checking the rules for passwords, which is the caller's task (services.register)."""
         try:
             user = self.model(email=addresses.normalize(email), **fields)
         except addresses.AddressInvalid as error:
@@ -313,8 +312,8 @@ class Session(QuicklyRead):
 
 
 class SessionChange(models.Model):
-    """Note that a session was revoked or deleted, or that its account's plan changed or it was deactivated. Triggers
-    write it.
+    """Note that a session was revoked or deleted, or its account deactivated or moved to another plan. Triggers write
+    it.
 
     It is kept for a day. It names no account, so nothing of a deleted account stays.
     """

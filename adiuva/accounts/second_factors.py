@@ -37,8 +37,7 @@ _CODE_BYTES: Final = 10  # 80 bits are too many to try, so a plain hash is enoug
 
 
 class SecondFactorRequired(Forbidden):
-    """Error for a right password that is not enough. `ticket` goes to /auth/login/second-factor, with one of
-    `methods`."""
+    """Error for a right password that is not enough. `ticket` goes to /auth/login/second-factor, with a method."""
 
     code = "second_factor_required"
 
@@ -90,8 +89,7 @@ def methods_of(user: User) -> list[str]:
 
 
 def make_ticket(user: User) -> str:
-    """Return a ticket that proves that the password was right, valid for a time and while the password stays the
-    same."""
+    """Return a ticket that proves that the password was right, valid for a time and until the password changes."""
     return signing.dumps([user.pk.hex, _password_mark(user)], salt=_TICKET_SALT)
 
 

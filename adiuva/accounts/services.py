@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 MAX_PASSWORD_CHARS = 1000  # longer ones add no security and cost time to hash
 _HASHES_OF_A_REFUSAL = 2  # one sign-in compares the password with as many accounts
 _LAST_USED_STEP = timedelta(minutes=1)  # a session's `last_used_at` is written at most this often
-_ENDED_SESSIONS_KEPT = timedelta(days=30)  # so long can users and staff see how a session ended
+_ENDED_SESSIONS_KEPT = timedelta(days=30)  # users and staff can see this long how a session ended
 
 
 class InvalidCredentials(NotAuthenticated):
@@ -216,8 +216,7 @@ def issue_ticket(*, session: Session) -> tuple[str, int]:
 
 
 def redeem_ticket(ticket: str) -> Session:
-    """Return the session, with its user, of a ticket that has not expired and was not redeemed. Raises
-    NotAuthenticated."""
+    """Return the session and user of a ticket that is valid and was not redeemed. Raises NotAuthenticated."""
     key = _ticket_key(ticket)
     found = cache.get(key)
     # Several requests may read the ticket, but only one deletes it.

@@ -49,8 +49,7 @@ _live: Final = PreparedQuery(
 
 
 def live_sessions(ids: Collection[UUID]) -> dict[UUID, str]:
-    """Return which of these sessions are live, each with its user's tier, in one query. Sockets of other sessions
-    close."""
+    """Return which of these sessions are live, each with its user's tier, in one query. Sockets of others close."""
     if not ids:
         return {}
     with prepared_cursor() as cursor:

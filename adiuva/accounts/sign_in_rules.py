@@ -21,8 +21,8 @@ def check_sign_ins_with(rule: Callable[[UUID, Way], None]) -> None:
 
 
 def check_renewals_with(rule: Callable[[UUID, UUID], None]) -> None:
-    """Register `rule(user_id, session_id)`, which is called before a session is refreshed, outside any transaction: it
-    may block."""
+    """Register `rule(user_id, session_id)`, called before a session is refreshed, outside any transaction: it may
+    block."""
     _renewals.append(rule)
 
 

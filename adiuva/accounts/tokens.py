@@ -56,8 +56,7 @@ def _sign(kind: Kind, session: Session, start: datetime, end: datetime, **more: 
 
 
 def issue(session: Session) -> TokenPair:
-    """Return both tokens of a session. The refresh token depends on the row alone, so issuing it twice gives the same
-    one."""
+    """Return both tokens of a session. The refresh token depends on the row alone, so it is the same each time."""
     now = timezone.now()
     end = min(now + settings.ACCESS_TOKEN_LIFE, session.expires_at)
     return TokenPair(

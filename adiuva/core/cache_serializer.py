@@ -8,8 +8,7 @@ import orjson
 
 
 class JSONSerializer:
-    """Serializer for django.core.cache.backends.redis. Values that are not JSON count as broken and raise
-    ValueError."""
+    """Serializer for django.core.cache.backends.redis. Values that are not JSON are broken and raise ValueError."""
 
     def dumps(self, value: Any) -> bytes | int:
         # Redis itself increments integers, so they are written bare, as Django's own serializer does.

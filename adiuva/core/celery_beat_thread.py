@@ -19,8 +19,8 @@ _LONGEST_SLEEP_S: Final = 1  # how long a worker's end waits for it
 
 
 class BeatThread(bootsteps.StartStopStep):
-    """Bootstep that starts beat with the worker, and ends it with the worker. If beat fails, it logs that and starts
-    beat again."""
+    """Bootstep that starts beat with the worker, and ends it with it. If beat fails, it logs that and starts it
+    again."""
 
     def __init__(self, worker: Any, with_beat: bool = False, **options: Any) -> None:
         super().__init__(worker, **options)

@@ -37,7 +37,7 @@ class _Threads:
         self._under_way: dict[tuple[Share, str, tuple[str, ...]], bool] = {}
 
     def enter(self, share: Share, task: str, args: tuple[str, ...]) -> bool | None:
-        """Take a thread. True: go on. False: no thread is free. None: the same task is in progress, and will run once
+        """Take a thread. True: go on. False: none is free. None: the same task is in progress, and will run once
         more."""
         with self._lock:
             key = (share, task, args)
@@ -59,8 +59,7 @@ _threads = _Threads()
 
 
 def within(share: Share) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate the function of a Celery task, below `shared_task`, so that its tasks stay within a share of the
-    threads."""
+    """Decorate the function of a Celery task, below `shared_task`, so that its tasks stay within a share of threads."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)

@@ -32,15 +32,13 @@ def pack(channel: str, message: Message, body: bytes = b"", number: int = 0) -> 
 
 
 def pack_batch(sender: str, messages: Iterable[bytes]) -> bytes:
-    """Return packed messages as a batch, in their order. `sender` is where the sender can be told of them; "" if
-    nowhere."""
+    """Return packed messages as a batch, in order. `sender` is where the sender can be told of them; "" if nowhere."""
     name = sender.encode()
     return b"".join((_BATCH.pack(_VERSION, len(name)), name, *messages))
 
 
 def unpack_batch(batch: bytes) -> tuple[str, Iterator[tuple[int, str, Message]]]:
-    """Return the sender, and each message with its number and channel. A message that had a body has it as the bytes
-    `body`.
+    """Return the sender, and each message with its number and channel. A message's body is the bytes `body` in it.
 
     Raises ValueError, as does the iterator, if this is no batch.
     """

@@ -45,7 +45,7 @@ INTERRUPTED: Final[Message] = {"type": "interrupted"}
 _PREFIX: Final = "adiuva."
 # The associated data of messages to a group, whose members do not know the group's name.
 _GROUPS: Final = b"groups"
-# At most so many bytes are sealed and published at once; a larger message goes alone.
+# At most this many bytes are sealed and published at once; a larger message goes alone.
 _BATCH_BYTES: Final = 256 * 1024
 
 Callback = Callable[[Message], object]
@@ -124,7 +124,7 @@ class SealedPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # channels has
 
 
 class _Posted(NamedTuple):
-    """Message to send. `number`: 0 if no sender waits for word of it. `returnable`: the message to give back if it gets
+    """Message to send. `number`: 0 if no sender waits for word of it. `returnable`: what to give back if it gets
     lost."""
 
     packed: bytes
@@ -344,8 +344,7 @@ class _LoopLayer:
 
 
 class _Answer:
-    """Callback for Redis' answer about a batch. There is one for each batch, and an object costs less than a
-    closure."""
+    """Callback for Redis' answer about a batch. An object costs less than a closure, and each batch has one."""
 
     __slots__ = ("_batch", "_layer")
 

@@ -164,8 +164,7 @@ class KeyRing:
 
     @classmethod
     def parse(cls, entries: Sequence[str]) -> KeyRing:
-        """Return the ring of `id:base64` entries of 32 bytes each, newest first. ValueError says which entry is
-        wrong."""
+        """Return the ring of `id:base64` entries of 32 bytes each, newest first. ValueError names the wrong entry."""
         keys = []
         for number, entry in enumerate(entries, 1):
             key_id, _, encoded = entry.partition(":")

@@ -55,8 +55,7 @@ async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 async def run_in(threads: ThreadPoolExecutor, wanted: Callable[[], R]) -> R:
-    """Call a function as `run` does, in a thread of another pool: for ORM code that blocks for long on something
-    else."""
+    """Call a function as `run` does, in a thread of another pool, for ORM code that blocks long on something else."""
     language = translation.get_language()
     if language != settings.LANGUAGE_CODE:
         wanted = partial(_speaking, language, wanted)
@@ -79,7 +78,7 @@ def clock() -> dt.datetime:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return whether PostgreSQL ended a transaction for the sake of another: nothing was written, and a retry may
+    """Return whether PostgreSQL ended a transaction for another's sake: nothing was written, and a retry may
     succeed."""
     return isinstance(error, OperationalError) and isinstance(
         error.__cause__, (DeadlockDetected, SerializationFailure)
@@ -130,8 +129,7 @@ class _Prepared(psycopg.RawCursor[Any]):
 
 @cache
 def _numbered(statement: str) -> tuple[bytes, list[str] | None]:
-    """Return a statement as PostgreSQL takes it, with numbered parameters, and their names in that order, if they have
-    names.
+    """Return a statement as PostgreSQL takes it, with numbered parameters, and their names in that order, if any.
 
     psycopg would do this again at each execution of a long statement.
     """

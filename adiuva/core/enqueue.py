@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from adiuva.core.logging import log_failure
 
-# So many tasks may wait to be sent. While Redis is away, more are dropped and left to the sweeps.
+# At most this many tasks wait to be sent. While Redis is away, more are dropped and left to the sweeps.
 _MAX_QUEUED: Final = 10_000
 
 _queue: queue.Queue[tuple[str, list[str], float]] = queue.Queue(_MAX_QUEUED)

@@ -91,8 +91,7 @@ class Variable(Generic[T]):
         return self._read(_all_values(), default)
 
     def read_configured(self, default: T | None = None) -> T:
-        """Return the value as `read` does, without the state folder's file, which an earlier `make run` may have
-        left."""
+        """Return the value as `read` does, without the state folder's file, perhaps left by an earlier `make run`."""
         return self._read(_configured(), default)
 
     def _read(self, values: Mapping[str, str], default: T | None) -> T:

@@ -46,15 +46,13 @@ def registered_parts() -> Sequence[ArchivePart]:
 
 
 def exported_columns(model: type[Model], *, but: Collection[str] = ()) -> list[str]:
-    """Return all columns of a model, also future ones, except binary ones (sealed or hashed) and those named in
-    `but`."""
+    """Return all columns of a model, also future ones, except binary ones (sealed or hashed) and those in `but`."""
     fields = (field for field in model._meta.concrete_fields if not isinstance(field, BinaryField))
     return [field.attname for field in fields if field.name not in but]
 
 
 def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return what `unseal` returns, or `{"unreadable": true}` for a broken seal, so that the owner still gets the
-    rest."""
+    """Return what `unseal` returns, or `{"unreadable": true}` for a broken seal: the owner still gets the rest."""
     try:
         return unseal()
     except SealBroken:
@@ -62,8 +60,7 @@ def readable(unseal: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def zip_pieces(parts: Sequence[ArchivePart], user_id: UUID, *, readme: str) -> Iterator[bytes]:
-    """Yield a ZIP archive in pieces of about 64 KiB. Some are empty, so that the caller can act between batches of
-    rows."""
+    """Yield a ZIP archive in pieces of about 64 KiB. Some are empty, so that the caller can act between batches."""
     buffer = _Buffer()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:  # type: ignore[call-overload]
         archive.writestr("README.txt", readme)

@@ -48,8 +48,7 @@ def is_transient(status: int) -> bool:
 
 
 def backoff_s(attempt: int, *, first_s: float, longest_s: float) -> float:
-    """Return the pause before a retry: doubled with each failed attempt (the first is 1), with jitter down to a
-    half."""
+    """Return the pause before a retry: doubled with each failed attempt (the first is 1), with jitter to a half."""
     return min(longest_s, first_s * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 

@@ -43,8 +43,7 @@ def speaking(locale: str) -> translation.override:
 
 
 def speaking_to(request: HttpRequest) -> translation.override:
-    """Return a context that speaks the language of the request's user, or that of Accept-Language if nobody is signed
-    in."""
+    """Return a context that speaks the language of the request's user, or else that of Accept-Language."""
     locale = getattr(request.user, "locale", None)
     if locale is None:
         locale = translation.get_language_from_request(request)
@@ -64,8 +63,7 @@ def speak_to(user: Any) -> None:
 
 
 def _speak(language: str | None) -> None:
-    """Speak a language from now on. Choosing it anew costs more than seeing that it is spoken already, as it mostly
-    is."""
+    """Speak a language from now on. Choosing it anew costs more than seeing that it is spoken already."""
     if language == translation.get_language():
         return
     if language is None:

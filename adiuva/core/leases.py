@@ -49,8 +49,7 @@ REVOKE_SQL: Final = "lease_until = NULL, fence = fence + 1"
 
 
 class LeaseLost(Exception):
-    """Error for a holder whose row another worker holds, or that was taken from it or is gone: stop, and write
-    nothing."""
+    """Error for a holder who lost its row: another holds it, or it was taken or is gone. Stop, and write nothing."""
 
 
 class Leased(models.Model):
@@ -199,7 +198,7 @@ def lock_free(queryset: QuerySet[M], *, most: int = 1, skip_locked: bool = True)
 
 @transaction.atomic(savepoint=False)
 def reclaim(queryset: QuerySet[M], *, most: int = 500, **changes: Any) -> list[M]:
-    """Take rows whose lease ran out from their holders, and write `changes` into them: a SELECT and, if any, an UPDATE.
+    """Take rows from holders that did not renew their lease, and write `changes`: a SELECT and, if any, an UPDATE.
 
     Returns at most `most` rows, as `claim` does, now held by nobody. In a transaction around it they stay locked.
     """

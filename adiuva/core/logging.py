@@ -64,8 +64,7 @@ def log_failure(
 
 
 def count_failures() -> int:
-    """Return how many unexpected errors this process has logged with `log_failure` at level "error" since it
-    started."""
+    """Return how many unexpected errors this process has logged with `log_failure` at level "error"."""
     return _failure_count
 
 
@@ -137,8 +136,7 @@ def _safe_message(record: logging.LogRecord) -> str:
 
 
 def _describe_exc_info(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Write an error's type and frames in place of its traceback, which ends with its message. A processor of
-    structlog."""
+    """Write an error's type and frames in place of its traceback, which ends with its message, for structlog."""
     given = event.pop("exc_info", None)
     error = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else None
     if given is True:
@@ -147,8 +145,7 @@ def _describe_exc_info(_: Any, __: str, event: MutableMapping[str, Any]) -> Muta
 
 
 class EventFormatter(structlog.stdlib.ProcessorFormatter):
-    """Formatter that renders our own records as they are. structlog would copy each record, and take out what it has
-    put in."""
+    """Formatter that renders our own records as they are. structlog would copy each, and take out what it put in."""
 
     def __init__(self, renderer: Any, **options: Any) -> None:
         chain = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
@@ -236,8 +233,7 @@ def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
 
 
 def _loggable_path(request: HttpRequest) -> str:
-    """Return the path's pattern, with ids and words that the pattern names, and without whatever else a client
-    wrote."""
+    """Return the path's pattern, with ids and words that the pattern names, and without other words of a client."""
     match = request.resolver_match
     if match is None:
         return "/static/…" if request.path.startswith("/static/") else "…"

@@ -11,7 +11,7 @@ _TIMEOUT_S = 20
 
 
 def mail_settings(url: str) -> dict[str, Any]:
-    """Return the settings for a URL of the scheme smtp, smtps, file or none. ValueError says what is wrong, without the
+    """Return the settings for a URL of the scheme smtp, smtps, file or none. ValueError says what is wrong, not the
     URL.
 
     smtp uses STARTTLS, except to this machine, where a relay rarely has a certificate.

@@ -74,8 +74,7 @@ class RequestCount:
 
 @cache
 def _counters_of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    """Return the counters, which prometheus_client would look up by their labels each time. They live as long as the
-    process."""
+    """Return the counters, which prometheus_client would look up by their labels each time. They are never dropped."""
     return REQUESTS.labels(method, route, status), REQUEST_SECONDS.labels(method, route)
 
 
@@ -129,8 +128,7 @@ def model_call(model: str) -> Iterator[ModelCall]:
 
 @cache
 def _labelled(counter: Counter, *labels: str) -> Counter:
-    """Return a counter's time series with these labels, of which there are few. A counter would look it up under a lock
-    at each call."""
+    """Return a counter's time series with these few labels. A counter would look them up under a lock at each call."""
     return counter.labels(*labels)
 
 

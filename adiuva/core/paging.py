@@ -151,8 +151,7 @@ class _Order:
 
     @classmethod
     def total(cls, queryset: QuerySet[Any]) -> _Order:
-        """Return the queryset's order with the primary key behind it. Otherwise equal rows could be repeated on the
-        next page."""
+        """Return the queryset's order with the primary key behind it, so that no equal rows repeat on the next page."""
         names = list(queryset.query.order_by or queryset.model._meta.ordering)
         if not all(isinstance(name, str) for name in names):
             return cls(tuple(names))

@@ -30,8 +30,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class AddressRefused(ValueError):
-    """Error for an address that the server must not be asked to reach. The message is in English, for logs and
-    staff."""
+    """Error for an address that the server must not reach. The message is in English, for logs and staff."""
 
 
 class NotReached(Exception):
@@ -69,8 +68,7 @@ def may_reach(address: Address, allowed: Sequence[Network] = ()) -> bool:
 
 
 def checked(url: str, allowed: Sequence[Network] = ()) -> httpx.URL:
-    """Return an address as our HTTP client reads it. Raises AddressRefused. Where it leads is checked when we
-    connect."""
+    """Return an address as our HTTP client reads it. Raises AddressRefused. Its target is checked when we connect."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError, TypeError):

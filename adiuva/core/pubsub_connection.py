@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 _CHECK_INTERVAL_S: Final = 0.25  # seconds between checks of the connection
 _RECONNECT_PAUSE_S: Final = 1.0
-_PING_AFTER_S: Final = 10.0  # after so much silence a PING shows whether Redis still answers
+_PING_AFTER_S: Final = 10.0  # after this much silence a PING shows whether Redis still answers
 ANSWER_TIMEOUT_S: Final = 10.0
 
 # The fate of a command: the number that Redis answered (for something published, how many subscribers got it),
@@ -35,8 +35,7 @@ Fate = int | Literal["unavailable", "lost"]
 
 
 class ChannelLayerUnavailable(Unavailable, ConnectionError):
-    """Error for a Redis that cannot be reached: nothing was sent. After a plain ConnectionError the message may have
-    been sent."""
+    """Error for a Redis that cannot be reached: nothing was sent. A plain ConnectionError leaves that open."""
 
     code = "channel_layer_away"
 
@@ -56,8 +55,7 @@ class Subscriber(Protocol):
         ...
 
     def lost(self) -> None:
-        """Learn that the connection is lost: what was published and not answered is "lost", and messages may be
-        missed."""
+        """Learn that the connection is lost: published messages without an answer are "lost", others may be missed."""
         ...
 
     def interrupted(self) -> None:
@@ -88,8 +86,7 @@ class NoSubscriber:
 
 # More than 15 methods: asyncio calls some of them, and reconnecting is a chain of small steps over the same state.
 class PubSubConnection(asyncio.Protocol):
-    """Connection that opens when first needed, reconnects while there are subscriptions, and closes with the loop's
-    tasks."""
+    """Connection that opens when needed, reconnects while there are subscriptions, and closes with the loop's tasks."""
 
     def __init__(
         self, host: Mapping[str, Any], subscriber: Subscriber, loop: asyncio.AbstractEventLoop

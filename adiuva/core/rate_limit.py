@@ -39,7 +39,7 @@ _MICRO: Final = 1_000_000
 
 
 class Limit(NamedTuple):
-    """Limit of so many uses of `key` in a period. `burst`: so many at once; without it, as many as in a period."""
+    """Limit on uses of `key` in a period. `burst`: how many at once; without it, as many as in a period."""
 
     key: str
     allowed: int

@@ -83,7 +83,7 @@ def _ask(connection: Any, command: bytes) -> Any:
 
 @lru_cache(64)
 def _pack_head(command: bytes, script: bytes, parts: int, keys: int) -> bytes:
-    """Return the beginning of a command of so many parts, up to the number of its keys."""
+    """Return the beginning of a command with this number of parts, up to the number of its keys."""
     return b"*%d\r\n" % parts + b"".join(map(_pack, (command, script, b"%d" % keys)))
 
 

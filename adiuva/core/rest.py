@@ -48,8 +48,7 @@ class TooLarge(errors.AdiuvaError):
 
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
-    """Answer every refusal with `{code, message, fields?}`, as DRF's hook. None for unforeseen errors, which are a
-    500."""
+    """Answer every refusal with `{code, message, fields?}`, as DRF's hook. None for unforeseen errors, a 500."""
     found = _as_ours(error)
     if found is None:
         return None

@@ -29,7 +29,7 @@ SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-# In the form in which Django keeps headers. Django's setter looks at each character, and these are known.
+# As Django keeps headers in a response. Django's setter looks at each character, but these are known to be valid.
 _KEPT: Final = {
     name.lower(): (name, value) for name, value in {**SECURITY_HEADERS, "Cache-Control": "no-store"}.items()
 }

@@ -72,8 +72,7 @@ class FilterConfigField(serializers.JSONField):
 
 
 def _typed(field: serializers.ListField, dictionary: Any) -> list[str] | None:
-    """Return the texts that a form has under a field's name; None if it has none, and for JSON, which is a list
-    already."""
+    """Return the texts that a form has under a field's name; None without any, and for JSON, a list already."""
     if not html.is_html_input(dictionary) or field.field_name not in dictionary:
         return None
     found: list[str] = dictionary.getlist(field.field_name)

@@ -28,8 +28,7 @@ def on_shutdown(phase: Phase, hook: Callable[[], Awaitable[None]]) -> None:
 
 
 async def run_hooks() -> None:
-    """Run all hooks on the running event loop. A hook that fails is logged and does not keep the others from
-    running."""
+    """Run all hooks on the running event loop. A hook that fails is logged; the others still run."""
     for _, hook in sorted(_hooks, key=lambda entry: entry[0]):
         try:
             await hook()

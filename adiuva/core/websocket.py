@@ -62,8 +62,7 @@ class SocketConsumer(AsyncConsumer):  # type: ignore[misc]  # channels has no ty
         raise NotImplementedError
 
     def take_text(self, text: str) -> bool:
-        """Handle a frame at once, if that needs no waiting. Returns whether it did; if not, `receive` gets the
-        frame."""
+        """Handle a frame at once, if that needs no waiting. Returns whether it did; if not, `receive` gets it."""
         return False
 
     async def receive(self, text: str | None) -> None:

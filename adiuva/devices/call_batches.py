@@ -19,7 +19,7 @@ from adiuva.devices.protocol import WRITES, ToolBatch, ToolCall, ToolResultBody
 if TYPE_CHECKING:
     from adiuva.devices.link import DeviceLink
 
-# So many batches are in flight at once to a device that dedupes.
+# At most this many batches are in flight at once to a device that dedupes.
 _MAX_BATCHES_IN_FLIGHT: Final = 4
 # All batches in flight together take half a frame's bytes.
 _MAX_BATCH_BYTES: Final = MAX_FRAME_BYTES // 2 // _MAX_BATCHES_IN_FLIGHT

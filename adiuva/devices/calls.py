@@ -25,8 +25,8 @@ from adiuva.devices.protocol import (
 
 # A call is sent so often before its outcome is unknown.
 MAX_ATTEMPTS: Final = 3
-# After a select has lost so many connections, its result is taken to be too large, because not every web server says so
-# when it closes a socket over a frame.
+# After a select has lost this many connections, its result is taken to be too large, because not every web server says
+# so when it closes a socket over a frame.
 MAX_SAME_SELECTS: Final = 2
 
 _ACTIONS: Final = frozenset(get_args(Action))
@@ -66,8 +66,7 @@ def new_call(
     limit: int | None = None,
     origin: Origin | None = None,
 ) -> ToolCall:
-    """Return a call for a DeviceLink. Its id is new unless `call_id` is given. Raises ValueError for what no device
-    knows.
+    """Return a call for a DeviceLink. Its id is new unless `call_id` is given. ValueError for what no device knows.
 
     It skips pydantic's checks, which took a sixth of a call's cost, because the caller has checked the fields. So it
     names all fields, in their order.

@@ -125,7 +125,7 @@ class ConnectionRegistry:
             log.info("connections.close_timed_out", count=len(self._connections))
 
     async def leave(self) -> None:
-        """Mark the devices that could not be closed in time as gone, since this process ends. Raises what the database
+        """Mark devices that could not be closed in time as gone, since this process ends. Raises what the database
         does."""
         await db.run(presence.forget_processes, self.process)
 

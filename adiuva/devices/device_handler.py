@@ -51,14 +51,14 @@ from adiuva.devices.reply_routing import ChannelReply, Reply, close_message
 # A socket that sends this many bad frames within this time is closed.
 _MAX_BAD_FRAMES: Final = 20
 _BAD_FRAMES_WINDOW_S: Final = 60.0
-# A result of so many characters is within the limit of a frame, however many bytes they are in UTF-8.
+# A result of at most this many characters is within the limit of a frame, however many bytes they are in UTF-8.
 _MAX_UNREAD_CHARS: Final = MAX_FRAME_BYTES // 4
 # A larger frame is sent in a turn of the loop of its own, after the message that brought it has left memory. Otherwise
 # glibc gives memory back and fetches it again with each frame, which doubled the CPU of 200 kB.
 _MAX_AT_ONCE_BYTES: Final = 64 * 1024
 # Nobody waits for the answer to a call that is older than this.
 _CALL_EXPIRES_S: Final = 300.0
-# A pong may take so much longer while other frames arrive: it may queue behind files that the device is sending.
+# A pong may take this much longer while other frames arrive: it may queue behind files that the device is sending.
 _BUSY_PONG_FACTOR: Final = 6
 _PING: Final = dump(Ping())
 _FAILED: Final = gettext_noop("the server failed on this frame")

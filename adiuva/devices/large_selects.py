@@ -12,7 +12,7 @@ from adiuva.devices.protocol import Data, ToolCall, ToolResultBody
 if TYPE_CHECKING:
     from adiuva.devices.link import DeviceLink
 
-# So many calls for one select are enough for 500 rows of 30 KB each.
+# This many calls for one select are enough for 500 rows of 30 KB each.
 _MAX_PIECES: Final = 32
 # The first piece of a select without a limit.
 _FIRST_ROWS: Final = 200
@@ -28,7 +28,7 @@ class PartialSelect(ToolResultBody):
 
 
 async def select_in_pieces(link: DeviceLink, call: ToolCall) -> ToolResultBody:
-    """Return the rows of a select whose result was too large.
+    """Return the rows of a select with a result that was too large for a frame.
 
     It asks a device with the capability `offset` for one piece after the other, and skips and counts a row that is too
     large by itself. It asks other devices for as many rows as fit, from the first on. Raises like a link's call.

@@ -15,7 +15,7 @@ from django.db.models.functions import Greatest, Now
 from adiuva.accounts.keys import cipher_for
 from adiuva.core.sealed import SealedJSONField, SealedTextField
 
-# The connections of a process count as online for so long without a word from it.
+# The connections of a process count as online for this long without a word from it.
 LEASE: Final = dt.timedelta(seconds=45)
 
 

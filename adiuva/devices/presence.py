@@ -24,9 +24,9 @@ from adiuva.core.db import prepared_cursor
 from adiuva.devices.models import LEASE, Device
 from adiuva.devices.protocol import DeviceHello
 
-# A process renews its lease so often.
+# The time between two renewals of a process's lease.
 RENEW_S: Final = 15
-# The row of a process is kept so long after its lease, so that devices which come back soon are written once.
+# The row of a process is kept this long after its lease, so that devices which come back soon are written once.
 _KEEP_LOST_S: Final = 600
 
 
@@ -191,8 +191,7 @@ def close_connection(*, pk: uuid.UUID, epoch: int) -> None:
 
 
 def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[str] = ()) -> Target | None:
-    """Return the connection of a user's device, or, without `pk`, of the one that came last. None if it is not
-    connected.
+    """Return the connection of a user's device, or, without `pk`, of the one that came last; None if not connected.
 
     `not_at` are channels to ignore because nobody listens there: their process was killed and the lease still runs.
     """

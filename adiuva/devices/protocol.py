@@ -84,7 +84,7 @@ WhenBusy = Annotated[
 RequestId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
 
 
-# Where a client continues in a stream.
+# The place where a client continues in a stream.
 LastSeen = Annotated[
     int, Field(ge=-1, description="the last seq that was seen; seq begins at 0, so -1 is nothing yet")
 ]
@@ -187,7 +187,7 @@ class AgentData(Received):
 
 
 class AgentComplete(Received):
-    """`errors` names what the device could not read: a sentence, or `{path, reason}`.
+    """`errors` names the files that the device could not read: a sentence, or `{path, reason}`.
 
     `passed_over`: files of kinds that cannot be read and were not asked for by name, as suffix → number.
     """
@@ -303,7 +303,7 @@ class Error(Sent):
 
 
 class Origin(Sent):
-    """Where a record is from that an agent found."""
+    """Origin of a record that an agent found."""
 
     model_config = _SENT_2
     run_id: str
@@ -359,7 +359,7 @@ class AgentRun(Sent):
 
 
 class AgentFetch(Sent):
-    """The answer to one `agent_manifest`: what of it is to be sent. An empty list asks for nothing."""
+    """The answer to one `agent_manifest`: the files that are to be sent. An empty list asks for nothing."""
 
     model_config = _SENT_2
     type: Literal["agent_fetch"] = "agent_fetch"
@@ -504,7 +504,7 @@ class TurnStarted(Sent):
 
 
 class RunEnded(Sent):
-    """A run has ended that was started from a chat, or that its agent tells of; a conversation says so."""
+    """The end of a run that was started from a chat, or that its agent tells of; a conversation says so."""
 
     model_config = _SENT_2
     type: Literal["run_ended"] = "run_ended"
@@ -519,7 +519,7 @@ class RunEnded(Sent):
 
 
 class ConversationChanged(Sent):
-    """A conversation has a new message whose stream this device has not got; `seq`: its place."""
+    """A conversation has a new message, and this device has not received its stream. `seq`: the message's place."""
 
     model_config = _SENT_2
     type: Literal["conversation_changed"] = "conversation_changed"

@@ -35,7 +35,7 @@ class RowReferences:
         self._parents: set[str] | None = None
 
     async def used(self, table: TableName, ids: Sequence[str]) -> set[str]:
-        """Return those of these rows that others refer to, or for which that cannot be found out.
+        """Return those of these rows that others refer to, or may refer to because that cannot be found out.
 
         Raises like a link's call.
         """
@@ -67,8 +67,7 @@ class RowReferences:
 
 
 def results_of(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> list[ToolResultBody]:
-    """Return the results. Raises the first failure: a device that disconnected or is silent is asked for nothing
-    more."""
+    """Return the results. Raises the first failure: a silent or disconnected device is asked for nothing more."""
     results = []
     for outcome in outcomes:
         if isinstance(outcome, AdiuvaError):

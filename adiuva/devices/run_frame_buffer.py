@@ -23,7 +23,7 @@ from adiuva.devices.protocol import AgentComplete, AgentData, AgentManifest
 
 RunFrame = AgentManifest | AgentData | AgentComplete
 
-# So many frames stay in memory; the rest goes to the file.
+# This many frames stay in memory; the rest goes to the file.
 MAX_BUFFERED_CHARS: Final = 4 * 1024 * 1024
 MAX_BUFFERED_FRAMES: Final = 1_000
 _SEALED: Final = b"frame of a run"

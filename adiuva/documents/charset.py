@@ -1,5 +1,4 @@
-"""Decoder of bytes to text as browsers decode them. It guesses where no charset is declared or the declared one is
-wrong.
+"""Decoder of bytes to text as browsers do it. It guesses if no charset is declared or the declared one is wrong.
 
 Labels are WHATWG's (https://encoding.spec.whatwg.org): "iso-8859-1" is Windows-1252, "gb2312" is GB 18030. A text that
 is mostly valid UTF-8 is UTF-8 with a few bad bytes; other texts that are not UTF-8 go to a detector.
@@ -80,8 +79,7 @@ class Decoded(NamedTuple):
 
 
 def decode(raw: bytes, declared: str = "") -> Decoded:
-    """Return the text of some bytes. `declared`: the charset that a header names, if any. Raises Unreadable if none
-    fits."""
+    """Return the text of some bytes. `declared`: the charset of a header, if any. Raises Unreadable if none fits."""
     for mark, encoding in _BOMS:
         if raw.startswith(mark):
             return Decoded(raw[len(mark) :].decode(encoding, "replace"))

@@ -54,8 +54,8 @@ _LEFT_OUT: Final = "[encoded data left out]"
 def clean(text: str, *, refuse_other_files: bool = False) -> str:
     """Return the text with "\n" as the only line end, without unseen characters, and with encoded data as a word.
 
-    A clean text costs a few passes over its bytes. With `refuse_other_files` it raises Unreadable for so many control
-    characters that the bytes are no text.
+    A clean text costs a few passes over its bytes. With `refuse_other_files` it raises Unreadable if control characters
+    show that the bytes are no text.
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -91,8 +91,8 @@ def _as_word(found: re.Match[str]) -> str:
 
 
 def _if_encoded(found: re.Match[str]) -> str:
-    """Replace encoded data. It has capitals, small letters and digits in every stretch; a long word or row of signs has
-    not."""
+    """Replace encoded data. It has capitals, small letters and digits in every stretch, unlike long words or rows of
+    signs."""
     sample = found[0][:400]
     kinds = (any(map(str.isupper, sample)), any(map(str.islower, sample)), any(map(str.isdigit, sample)))
     return _LEFT_OUT if all(kinds) and len(set(sample)) > 16 else found[0]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 _MAX_VALUE_CHARS: Final = 300
 _MAX_PROBLEMS: Final = 20
-# A text's own title and date are searched for within so many characters.
+# A text's own title and date are searched for within this many characters.
 _BEGINNING_CHARS: Final = 2_000
 _FRONT_MATTER: Final = re.compile(r"\A---\n(.{0,1900}?)\n(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
 _FRONT_VALUE: Final = re.compile(
@@ -63,8 +63,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text of a document with its facts. `text` is Markdown or plain text; `kind` is the media type that it was read
-    from.
+    """Text of a document with its facts. `text` is Markdown or plain text; `kind` is its original media type.
 
     `problems` are sentences about parts that could not be read, `notes` about how it was read if that was not plain;
     both are for the run's journal.
@@ -153,7 +152,7 @@ def _date(value: str) -> str:
 
 
 def head_of_text(text: str, name: str = "") -> Head:
-    """Return the head of a note: front matter, its first heading, a date in either, in a line "Date: …", or in the
+    """Return the head of a note: front matter, its first heading, a date in either, in a "Date: …" line, or in the
     name."""
     beginning = text[:_BEGINNING_CHARS]
     front: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Reasons for which a document cannot be read."""
+"""Reasons why a document cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from adiuva.core.errors import AdiuvaError
 
 
 class Unreadable(AdiuvaError):
-    """Error for a file or message that cannot be read. Its message is the reason, in a few words, for the run's
-    journal."""
+    """Error for a file or message that cannot be read. Its message is a short reason, for the run's journal."""
 
     code = "unreadable"

@@ -83,8 +83,7 @@ class _Open:
 
 @dataclass
 class _Table:
-    """Open table. `is_data`: shown as rows with bars. `heads`: cells of the row that are headings; `cells`: all of
-    them."""
+    """Open table. `is_data`: shown as rows with bars. `heads`: the row's heading cells; `cells`: all of them."""
 
     is_data: bool
     cells: int = 0

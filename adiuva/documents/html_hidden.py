@@ -1,5 +1,4 @@
-"""Detection of what the styles of an HTML page hide. The reader leaves it out, because its author does not want it
-read."""
+"""Detection of what an HTML page's styles hide. The reader leaves it out, as its author does not want it read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Reading of a document in a process of its own, with limits on memory, time and files, so that a hostile one hurts
-nobody.
+"""Reading of documents in a process with limits on memory, time and files, so that a hostile one hurts nobody.
 
 A small process starts once and forks children that read; see `reader_process`. It gets no environment, and ends by
 itself when nobody uses it or its parent is gone.
@@ -29,7 +28,7 @@ from adiuva.documents.errors import Unreadable
 MAX_SECONDS: Final = 60.0
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 LENGTH_BYTES: Final = 8
-# So many documents are read at once by all threads of a process.
+# All threads of a process together read this many documents at once.
 SHARED_PROCESSES: Final = min(4, os.cpu_count() or 1)
 _TOO_SLOW: Final = "it takes too much time to read"
 _CRASHED: Final = "it is damaged in a way that stops its reader"
@@ -179,8 +178,7 @@ def _read(descriptor: int, size: int, deadline: float) -> bytes:
 
 
 def _document(answer: bytes) -> Document:
-    """Return the document that the child describes. The answer is checked, because a hostile document may have taken
-    the child over."""
+    """Return the child's document, after a check, because a hostile document may have taken the child over."""
     try:
         said: dict[str, Any] = orjson.loads(answer)
     except orjson.JSONDecodeError:

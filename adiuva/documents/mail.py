@@ -277,8 +277,7 @@ def _leaf(part: Message, kind: str, found: _Found, depth: int, *, is_root: bool)
 
 
 def _alternatives(children: list[Message], found: _Found, depth: int) -> str:
-    """Return one of the forms of a text: the plain one, unless the other says more; both if each says something of its
-    own."""
+    """Return one of a text's forms: the plain one, unless the other says more; both if each has text of its own."""
     texts = [(child.get_content_type(), _body(child, found, depth)) for child in children]
     said = [(kind, text) for kind, text in texts if text.strip()]
     plain = next((text for kind, text in said if kind == "text/plain"), "")

@@ -52,7 +52,7 @@ def header_line(value: str) -> str:
 
 
 def _decode_words(value: str) -> str:
-    """Decode encoded words. Adjacent words of one charset are joined first, since a character may be split between
+    """Decode encoded words. Adjacent words of one charset are joined first, as a character may be split between
     them."""
     pieces: list[str] = []
     held, held_charset, position = b"", "", 0

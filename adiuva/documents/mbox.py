@@ -31,8 +31,7 @@ class MailInFile:
 
 
 def mails_of_mbox(file: BinaryIO, most: int) -> tuple[list[MailInFile], int]:
-    """Return the last `most` mails, each once, and how many there were before them. It reads the file once, in
-    pieces."""
+    """Return the last `most` mails, each once, and how many came before. It reads the file once, in pieces."""
     found: deque[MailInFile] = deque(maxlen=most)
     seen: set[str] = set()
     count = 0

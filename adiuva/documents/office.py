@@ -23,8 +23,7 @@ _RTF_INFO: Final = re.compile(r"\{\\title ([^{}]{1,300})\}")
 
 
 def read_docx(raw: bytes, kind: str) -> Document:
-    """Read a DOCX by way of HTML: headings, lists, tables, struck text, notes. Text that tracked changes deleted is
-    left out."""
+    """Read a DOCX by way of HTML: headings, lists, tables, struck text, notes; no text that tracked changes deleted."""
     import mammoth
 
     archive = Archive(raw)

@@ -72,8 +72,7 @@ def _as_mail(found: oxmsg.Message) -> Message:
 
 
 def _attached(attachment: Attachment, number: int) -> Message:
-    """Make a part of an attachment: its content if its kind is read, up to the bounds of other mails; else its name and
-    size."""
+    """Make a part of an attachment: its content if its kind is read, up to other mails' bounds; else name and size."""
     name = " ".join((attachment.file_name or "").split())
     said = attachment.mime_type or ""
     kind = said if "/" in said else "application/octet-stream"

@@ -14,7 +14,7 @@ from adiuva.documents.document import Head, one_line
 
 _MAX_CONTEXT_CHARS: Final = 1_200
 _MAX_LINE_CHARS: Final = 200
-# So many headings and blank lines in a row move to the next part together with what they stand above.
+# At most this many headings and blank lines in a row move to the next part together with what they stand above.
 _MOVED_HEADINGS: Final = 12
 # A head that stands within this many characters of the text is not repeated in the first part.
 _BEGINNING_CHARS: Final = 2_000

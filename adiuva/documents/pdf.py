@@ -1,5 +1,4 @@
-"""Reader of PDF with PDFium, which repairs damaged files. Pages that are only pictures are reported: there is no
-OCR."""
+"""Reader of PDF with PDFium, which repairs damaged files. It has no OCR, and reports pages that are pictures."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ MAX_MEMORY_BYTES: Final = 1024 * 1024 * 1024
 _MAX_FILES: Final = 64
 MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
 _IDLE_SECONDS: Final = 60.0
-# A child is replaced after so many documents, to free whatever memory it has taken.
+# A child is replaced after this many documents, to free whatever memory it has taken.
 _MAX_READS: Final = 500
 # Libraries that take long to import, so they are imported once, before the fork.
 _LIBRARIES: Final = {
@@ -199,8 +199,7 @@ def _limit_cpu() -> None:
 
 
 def _read(kind: Kind, raw: bytes) -> bytes:
-    """Read a document. Raises whatever a library does on damage, which ends this process: its message may quote the
-    document."""
+    """Read a document. Raises what a library does on damage, which ends this process: it may quote the document."""
     try:
         document = kind.load()(raw, kind.type)
         if len(document.text) > MAX_TEXT_CHARS:

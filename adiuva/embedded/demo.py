@@ -42,8 +42,7 @@ class DemoStopped(Exception):
 
 @dataclass
 class Demo:
-    """Demo of the stack. `device` gives the command that the stack runs as the device; `show` runs in its own
-    thread."""
+    """Demo of the stack. `device` gives the command that runs as the device; `show` runs in its own thread."""
 
     rest: ApiClient
     state: StateFolder

@@ -159,8 +159,7 @@ class ForkRequest:
 
 
 def serve_parent() -> ForkRequest:
-    """Fork for the process that started this one as a `ForkServer`. Returns only in the forks, with the program to
-    run."""
+    """Fork for the process that started this one as a `ForkServer`. Returns only in forks, with their program."""
     control = socket.socket(fileno=os.dup(0))
 
     def accept() -> socket.socket:

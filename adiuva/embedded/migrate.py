@@ -1,5 +1,4 @@
-"""Preparation of the databases for the stack: it migrates them, separates the keys, and makes the demo account if
-wanted.
+"""Preparation of the stack's databases: migrations, separate keys, and the demo account if one is wanted.
 
 It runs as a process of its own (`python -m adiuva.embedded.migrate`), because Django reads its settings once and the
 stack's supervisor has started before the database. ADIUVA_DEMO_EMAIL and ADIUVA_DEMO_PASSWORD name the account.
@@ -32,8 +31,7 @@ def separate_keys() -> None:
 
 
 def make_demo_account(email: str, password: str) -> None:
-    """Make the demo account a superuser, so that it can open the admin. An existing account keeps what its owner
-    changed."""
+    """Make the demo account a superuser, so that it can open the admin. An existing one keeps its owner's changes."""
     from adiuva.accounts.models import User
 
     if not User.objects.filter(email=email).exists():

@@ -149,8 +149,7 @@ class Postgres:
         return binaries
 
     def _make(self, data: Path, binaries: Path, owner: Owner | None) -> None:
-        """Run initdb in a folder beside `data`, and rename it when it is complete, so that `data` is never half
-        made."""
+        """Run initdb beside `data`, and rename the folder when it is complete, so that `data` is never half made."""
         new, password = self.home / "data.new", self.home / "password"
         if new.exists():  # left by an interrupted start; nobody's data was ever in it
             shutil.rmtree(new)

@@ -37,8 +37,7 @@ _WITH_SECRETS: Final = _APPLICATION | {"preload-django", "check-models"}
 
 
 class Programs:
-    """Factory for the programs' children. Where forks are safe, they share the modules that `adiuva.embedded.preload`
-    has imported."""
+    """Factory for the programs' children. Where forks are safe, they share the modules of `adiuva.embedded.preload`."""
 
     def __init__(self, state: StateFolder, supervisor: Supervisor) -> None:
         self._state, self._supervisor = state, supervisor

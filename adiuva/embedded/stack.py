@@ -28,7 +28,7 @@ from adiuva.embedded.valkey import Valkey
 from adiuva.local_embeddings import CONFIGURED_NAME, WeightsMissing, find_file
 
 _POLL_INTERVAL_S = 0.25
-_APPS = ("adiuva", "agents", "billing", "chat", "integrations", "memory")  # whose migrations there are
+_APPS = ("adiuva", "agents", "billing", "chat", "integrations", "memory")  # the apps with migrations
 _EXAMPLES = BASE_DIR / "examples" / "plugins"
 # One of the examples costs something, so that buying can be tried out.
 _EXAMPLE_PRICE = "calendar-importer=300"

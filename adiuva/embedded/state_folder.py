@@ -70,7 +70,7 @@ class StateFolder:
         if self.folder.is_dir():
             return
         self.folder.mkdir(parents=True)
-        # As root, PostgreSQL is another user and must be able to pass through to its own folder.
+        # If we are root, PostgreSQL is another user and must be able to pass through to its own folder.
         self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
     def acquire(self, address: str, *, within_s: float = 20.0) -> None:
@@ -104,8 +104,7 @@ class StateFolder:
         os.close(self.lock)
 
     def secrets(self) -> Secrets:
-        """Return the folder's secrets; new ones for a new folder. Raises StackError if the file is missing or
-        unreadable."""
+        """Return the folder's secrets; new ones for a new folder. StackError if the file is missing or unreadable."""
         path = self.folder / "secrets.json"
         try:
             return Secrets.parse(path.read_text())
@@ -174,7 +173,7 @@ class StateFolder:
 
 
 def is_process(pid: int) -> bool:
-    """Return whether a process with this id exists, of whichever user."""
+    """Return whether a process with this id exists, whoever owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

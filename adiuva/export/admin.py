@@ -1,5 +1,4 @@
-"""Exports in the admin. Staff see that and when an account was exported, and how large it was. The content stays
-sealed."""
+"""Exports in the admin. Staff see that and when an account was exported, and its size. The content stays sealed."""
 
 from __future__ import annotations
 

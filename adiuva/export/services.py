@@ -150,8 +150,7 @@ def _expire(ids: list[uuid.UUID]) -> None:
 
 @transaction.atomic
 def sweep_exports() -> dict[str, int]:
-    """Resume exports that a lost hint or a dead worker left behind, and delete those kept long enough. Safe at any
-    time."""
+    """Resume exports of lost hints or dead workers, and delete those kept long enough. Safe at any time."""
     rows = Export.objects.select_for_update(skip_locked=True)
     lost = leases.reclaim(Export.objects.filter(state=State.RUNNING), most=_AT_ONCE)
     failed = [row.pk for row in lost if row.attempt >= MAX_ATTEMPTS]

@@ -105,8 +105,7 @@ Purpose = Literal["chat", "extraction", "memory"]
 
 
 def chat_model(configured: Mapping[str, str] | None = None, *, purpose: Purpose = "chat") -> ChatModel:
-    """Return the model that settings.MODEL, or a mapping like it, describes; it is built once. Raises
-    ModelNotConfigured.
+    """Return the model that settings.MODEL, or a mapping like it, describes; built once. Raises ModelNotConfigured.
 
     settings.MODELS_BY_PURPOSE may name another one for a purpose, at the same address. settings.MODEL_FALLBACKS stand
     in, in their order, for a model that cannot answer.

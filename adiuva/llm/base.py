@@ -144,5 +144,4 @@ class EmbeddingModel(ABC):
 
     @abstractmethod
     async def _embed_batch(self, texts: list[str]) -> tuple[list[list[float]], int]:
-        """Make one attempt at a batch. Returns the vectors, and how many tokens the provider counts, 0 if it does not
-        say."""
+        """Make one attempt at a batch. Returns the vectors, and the provider's count of tokens, 0 without one."""

@@ -115,7 +115,7 @@ class AdaptiveLimit:
             self._count(began_s)
 
     def _count(self, began_s: float) -> None:
-        """Learn from an answer that began after so many seconds."""
+        """Learn from an answer that began after this many seconds."""
         if began_s > settings.MODEL_TIMEOUT_S * _LATE:
             self._lower()
         elif (

@@ -71,11 +71,11 @@ class ContextWindow:
         return self.tokens
 
     def tokens_of(self, size: int) -> int:
-        """Return about how many tokens so many bytes of a request have."""
+        """Return about how many tokens this many bytes of a request have."""
         return int(size / self._bytes_per_token) + 1
 
     def bytes_of(self, tokens: int) -> int:
-        """Return how many bytes of a request have at most about so many tokens."""
+        """Return how many bytes of a request have at most about this many tokens."""
         return int(tokens * self._bytes_per_token)
 
     def part(self, share: int, most: int) -> int:
@@ -83,14 +83,15 @@ class ContextWindow:
         return min(most, self.bytes_of(self.tokens) // share) if self.tokens else most
 
     def note_usage(self, size: int, tokens: int) -> None:
-        """Learn from a request of so many bytes that the model has counted."""
+        """Learn from a request of this many bytes that the model has counted."""
         if tokens >= _LEAST_COUNTED_TOKENS:
             least, most = _BYTES_PER_TOKEN_BOUNDS
             seen = min(max(size / tokens, least), most)
             self._bytes_per_token += _LEARNING_RATE * (seen - self._bytes_per_token)
 
     async def note_refusal(self, size: int, window: int) -> None:
-        """Learn from a request of so many bytes that was refused as too long; `window` is 0 if it does not say more."""
+        """Learn from a request of this many bytes that was refused as too long; `window` is 0 if it does not say
+        more."""
         known = self._learnt or self.tokens
         found = plausible_window(window)
         if not found or (known and found >= known):

@@ -1,4 +1,4 @@
-"""A chat model at one endpoint: retries, concurrency, and requests that are adapted to what the endpoint takes."""
+"""Chat model at one endpoint: retries, concurrency, and requests that are adapted to what the endpoint takes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from adiuva.llm.types import (
 )
 
 _LEAST_ANSWER_TOKENS = 64
-# An answer may take so many times the allowed silence; otherwise a stream of blanks would go on for ever.
+# An answer may take this many times the allowed silence; otherwise a stream of blanks would go on for ever.
 _LONGEST_ANSWER = 10
 
 
@@ -45,8 +45,7 @@ class EndpointChat(ChatModel):
     reads_whole_answers_from_streams = False
 
     def __init__(self, name: str, endpoint: str, *, keeps_thoughts_apart: bool) -> None:
-        """Make a client. `keeps_thoughts_apart`: this endpoint is known never to send a model's thoughts as its
-        answer."""
+        """Make a client. `keeps_thoughts_apart`: this endpoint never sends a model's thoughts as its answer."""
         super().__init__(name, endpoint)
         self._learnt = learnt_facts(endpoint, name)
         self._window = ContextWindow(self._learnt)

@@ -22,8 +22,8 @@ _TOO_LONG: Final = (
 )  # fmt: skip
 # Servers' words when the model's chat template refuses the messages: some use status 500, as if it would pass.
 _TEMPLATE: Final = ("jinja", "chat template", "chat_template", "raise_exception", "roles must alternate")
-# Words of refusals with a status of 400. LiteLLM's proxy looks for a key that it does not know in a database that it may
-# not have, and calls a model that it does not have invalid.
+# Words of refusals with a status of 400. LiteLLM's proxy looks for an unknown key in a database that it may not have,
+# and calls a model that it does not have invalid.
 _BAD_KEY: Final = (
     "no_db_connection",
     "invalid_api_key",
@@ -41,8 +41,7 @@ _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 
 
 class ModelError(AdiuvaError):
-    """Error of a model. `transient`: the same request may succeed later. `retry_after`: seconds that the provider asks
-    for."""
+    """Error of a model. `transient`: the same request may succeed later. `retry_after`: seconds, from the provider."""
 
     code, status = "model_error", 502
     transient = False
@@ -59,8 +58,7 @@ class ModelNotConfigured(ModelError):
 
 
 class BudgetSpent(ModelError):
-    """Error for a request without money left for it, which was not made. `retry_at`: when there is money, if that is
-    known."""
+    """Error for a request without money left, which was not made. `retry_at`: when there is money, if known."""
 
     code, status = "budget_spent", 402
     retry_at: dt.datetime | None = None
@@ -73,7 +71,7 @@ class BudgetSpent(ModelError):
 
 
 class WorkBudgetSpent(BudgetSpent):
-    """Error for a piece of work that has cost as much as one may, though the month has money left. The request was not
+    """Error for a piece of work that has cost as much as it may, though the month has money left. No request was
     made."""
 
     code = "work_budget_spent"
@@ -251,8 +249,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _context_window(detail: Mapping[str, Any], words: str) -> int:
-    """Return the window in tokens if a refusal says that the request is too long for it, -1 if it does not say how
-    large.
+    """Return the window in tokens if a refusal says that the request is too long, -1 without a number.
 
     llama.cpp gives a field for it; others say it in their text.
     """

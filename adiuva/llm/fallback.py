@@ -15,7 +15,7 @@ from adiuva.llm.base import ChatModel
 from adiuva.llm.context_window import ContextWindow
 from adiuva.llm.types import Delta, Message, OnText, Reply, Schema, Tool
 
-# A model that could not answer is not the first to be asked for so long.
+# For this long, a model that could not answer is not the first to be asked.
 _AVOIDED_FOR_S: Final = 30.0
 
 T = TypeVar("T")
@@ -119,8 +119,7 @@ class FallbackChat(ChatModel):
     async def _first_that_answers(
         self, ask: Callable[[ChatModel], Awaitable[T]], has_begun: Callable[[], bool] = lambda: False
     ) -> T:
-        """Return the first stream that begins. Raises the first model's error if none answers, or the error of one that
-        had begun to."""
+        """Return the first stream that begins. Raises the first model's error, or that of one that had begun."""
         failure: errors.ModelError | None = None
         for model in self._in_order():
             try:

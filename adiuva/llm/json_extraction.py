@@ -47,8 +47,7 @@ class JsonReading:
 
 
 def find_json(text: str) -> Any:
-    """Return the JSON value that a text is, or else the longest object or array in it. Raises ValueError if there is
-    none."""
+    """Return the JSON value that a text is, or else the longest object or array in it. Raises ValueError."""
     found = read_json(text)
     if not found.values:
         raise ValueError("there is no JSON value in the text")
@@ -116,8 +115,7 @@ def _decode(text: str, start: int) -> tuple[Any, int | _Cut | None]:
 
 
 def _after_malformed(text: str, start: int) -> int:
-    """Return where to look on behind something that looked like JSON and is not: at the error, or at a tag before
-    it."""
+    """Return where to look on behind a false beginning of JSON: at the error, or at a tag before it."""
     try:
         _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:

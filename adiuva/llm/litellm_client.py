@@ -149,8 +149,7 @@ def _endpoint(name: str, api_base: str) -> str:
 
 
 def _connection_options(api_base: str, api_key: str) -> dict[str, Any]:
-    """Return address, key and timeout. LiteLLM's retries are off, because ours respect Retry-After, and both would
-    multiply."""
+    """Return address, key and timeout. LiteLLM's retries are off: ours respect Retry-After, and both would multiply."""
     return {
         "api_base": api_base or None,
         "api_key": api_key or None,

@@ -74,8 +74,7 @@ class ModelUse:
 
 @dataclass(eq=False)
 class Meter:
-    """Meter of what a piece of work uses. `purpose` and `agent` say what for; `is_last`: no request follows the next
-    one.
+    """Meter of what a piece of work uses. `purpose` and `agent` say what for; `is_last`: the next request is the last.
 
     Threads may read `uses` while requests of the work are still in progress.
     """
@@ -88,7 +87,7 @@ class Meter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     async def admit(self, model: str, most_micro: int | None) -> None:
-        """Admit a request that may cost at most this, None if nobody knows. It is called before each request. Raises
+        """Admit a request that may cost at most this, None if unknown. Called before each request. Raises
         BudgetSpent."""
 
     def add(

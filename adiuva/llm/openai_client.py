@@ -163,8 +163,8 @@ class _StreamedAnswer:
 
 
 async def _late_piece(source: Body, within_s: float) -> bytes:
-    """Return the next piece behind the end of an answer. A stream that stays open for so many seconds, breaks or never
-    stops counts as ended then."""
+    """Return the next piece behind the end of an answer. A stream that stays open for this many seconds, breaks or
+    never stops counts as ended."""
     pieces: list[bytes] = []
 
     def take(piece: bytes) -> bool:

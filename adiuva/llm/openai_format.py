@@ -122,8 +122,7 @@ class _PartialToolCall:
 
 
 class DeltaAssembler:
-    """Assembler that turns the data of events into deltas: text at once, tool calls and the finish at the end of the
-    stream.
+    """Assembler that turns the data of events into deltas: text at once, tool calls and the finish at the end.
 
     A refusal that comes as a text of its own (`delta.refusal`) is no answer: the finish is then "content_filter".
     """
@@ -303,8 +302,7 @@ def _content(content: Any) -> str:
 
 
 def _text_of_parts(parts: Any) -> str:
-    """Return the text of a content in parts, without thoughts and references. Raises TypeError if it does not come in
-    parts."""
+    """Return the text of a content in parts, without thoughts and references. TypeError if it has no parts."""
     if not isinstance(parts, list):
         raise TypeError("content is a text or a list")
     return "".join(

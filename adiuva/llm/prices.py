@@ -21,15 +21,14 @@ from adiuva.llm.types import Usage
 
 _PICO: Final = 10**12
 _PICO_A_MICRO: Final = 10**6
-# A price a million tokens is so many millionths of that a token.
+# A price for a million tokens, divided by this, is the price of one token.
 _MILLION: Final = 10**6
 _ABOVE: Final = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Prices of one token each: of the input, of its cached part, of its part that was written to the cache, of
-    output."""
+    """Prices of one token each: of the input, of its cached part, of its part written to the cache, of output."""
 
     input: int
     output: int
@@ -50,8 +49,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Price of a model. `above`: rates for a whole call with an input of more tokens than a number, the largest number
-    first."""
+    """Price of a model. `above`: rates for a whole call with an input of more tokens than a number, largest first."""
 
     rates: Rates
     above: tuple[tuple[int, Rates], ...] = ()
@@ -61,8 +59,7 @@ class Price:
         return self._rates_for(usage.input_tokens).cost_micro(usage)
 
     def most_micro(self, input_tokens: int, output_tokens: int) -> int:
-        """Return the most that a call may cost: none of its input is cached, and all of it may be written to the
-        cache."""
+        """Return the most that a call may cost: no input is cached, and all of it may be written to the cache."""
         rates = self._rates_for(input_tokens)
         pico = input_tokens * max(rates.input, rates.written) + output_tokens * rates.output
         return -(-pico // _PICO_A_MICRO)
@@ -72,7 +69,7 @@ class Price:
 
 
 async def find_price(model: str, *, is_chat: bool = True) -> Price | None:
-    """Return the price of a model by its configured name; None if nobody says. The first time it reads a file, in a
+    """Return the price of a model by its configured name; None if unknown. The first time it reads a file, in a
     thread."""
     key = (model, is_chat, str(settings.MODEL_PRICE), str(settings.BUDGET_RATE))
     if key in _found:

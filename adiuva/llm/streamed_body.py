@@ -23,7 +23,7 @@ from adiuva.llm.stream_coalescing import pacer
 
 # If a connection brings more before its body is taken over, aiohttp keeps the body.
 _MAX_HEAD_BYTES: Final = 128 * 1024
-# So many bytes of a body are kept while nobody reads it; then the connection is read no further.
+# At most this many bytes of a body are kept while nobody reads it; then the connection is read no further.
 _MAX_WAITING_BYTES: Final = 256 * 1024
 # The longest line with a chunk's size and extensions, or behind the last chunk.
 _MAX_LINE_BYTES: Final = 4096

@@ -72,8 +72,7 @@ def ends_unopened_thought(text: str) -> bool:
 
 
 class ThoughtFilter:
-    """Filter that takes an unopened thought out of one streamed answer if one is expected, and notices one that was
-    not.
+    """Filter that takes an unopened thought out of a streamed answer if expected, and notices an unexpected one.
 
     `is_certain`: the model is known for such thoughts, so an answer that was cut off before the end of one is a
     thought.

@@ -84,8 +84,8 @@ def concurrency_limit(endpoint: str) -> AdaptiveLimit:
 
 
 def stream_limit(endpoint: str) -> FairLimit:
-    """Return the limit of this event loop's streams from an endpoint. They do not queue behind runs, because people
-    wait for them."""
+    """Return the limit of this loop's streams from an endpoint. People wait for them, so they do not queue behind
+    runs."""
     streams = _connections.get().streams
     if endpoint not in streams:
         streams[endpoint] = FairLimit(settings.MODEL_STREAMS)
@@ -111,8 +111,7 @@ async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -
 
 
 async def with_retries(model: str, endpoint: str, attempt: Callable[[Callable[[], None]], Awaitable[T]]) -> T:
-    """Return the result of the first successful attempt. An attempt calls its argument when the answer begins, if it
-    can tell.
+    """Return the result of the first successful attempt. An attempt calls its argument when the answer begins.
 
     The concurrency limit is held during attempts, not during pauses.
     """
@@ -155,8 +154,7 @@ class Endpoint:
             return await _json(response)
 
     async def look_up(self, path: str) -> Any:
-        """GET a path beside the model's. Returns its JSON, or None if the endpoint has no such path or answers
-        slowly."""
+        """GET a path beside the model's. Returns its JSON, or None if the endpoint lacks it or answers slowly."""
         url = self._base.joinpath("") / path if not path.startswith("../") else self._base.parent / path[3:]
         timeout = aiohttp.ClientTimeout(total=_LOOK_UP_TIMEOUT_S)
         try:

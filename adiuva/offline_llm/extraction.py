@@ -78,8 +78,7 @@ def _list_value(schema: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _split(message: str) -> tuple[str, str] | None:
-    """Return the text before the document in a message, and the document with its header. None if the message holds
-    none."""
+    """Return the text before the document in a message, and the document with its header; None without a document."""
     blocks = (block for block in DELIMITED_BLOCK.finditer(message) if block["name"] == "document")
     block = next(blocks, None)
     return (message[: block.start()], block["text"]) if block else None

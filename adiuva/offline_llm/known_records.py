@@ -1,5 +1,4 @@
-"""Comparison of a document's records with the list of those that were found in it before, as a model is asked to do
-it."""
+"""Comparison of a document's records with those that were found in it before, as a model is asked to do it."""
 
 from __future__ import annotations
 

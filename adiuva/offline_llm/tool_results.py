@@ -205,7 +205,7 @@ def _describe_rows(kind: str, found: Sequence[Row]) -> str:
     return "\n".join([head, *lines, *filter(None, [entity_tag(kind, (row.id for row in found if row.id))])])
 
 
-# What tools for agents say to the model → the sentence for the user.
+# A sentence of an agent tool to the model → the sentence for the user.
 _INSTRUCTIONS = re.compile(
     r": do not wait(?:[^.]*\.){1,2}(?: Say so and finish your answer\.)?"
     r"|: (?:tell the user|answer that|ask the user which is theirs)(?=\.)"
@@ -236,8 +236,7 @@ def to_user(said: str) -> str:
 
 
 def tell_user(result: str) -> str:
-    """Return the answer of a tool for agents, without labels and hints; of many rows the first ones, and how many
-    more."""
+    """Return an agent tool's answer without labels and hints; of many rows the first ones, and how many more."""
     text = _RUN_LABEL.sub(lambda match: f" ({match['more']})" if match["more"] else "", to_user(result))
     kept: list[str] = []
     dropped = 0

@@ -7,7 +7,7 @@
 
 Text passes through four stages. Each holds back what it cannot judge yet:
 
-    markup.py         entity tags and charts pass only whole; tool-call markup that models leak is removed
+    model_markup.py   entity tags and charts pass only whole; tool-call markup that models leak is removed
     internal_names.py names of tools become ordinary words; ids of rows and of the request are removed
     prompt_leaks.py   eight consecutive words of a prompt, and canaries, are removed
     links.py          images and HTML are removed; links pass if their address is known

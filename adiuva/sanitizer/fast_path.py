@@ -30,8 +30,7 @@ _MEANS_SOMETHING_BEFORE_A_LETTER: Final = ("]", "!", "<")
 
 
 class FastPath:
-    """Shortcut that reads and sets the state of the stages of one answer. `take_output` returns what the last stage has
-    shown."""
+    """Shortcut that reads and sets the state of an answer's stages. `take_output` returns the last stage's output."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-# A construct that has not ended after so many characters does not count as one.
+# A construct that has not ended after this many characters does not count as one.
 _MAX_CHARS: Final = 2_048
 _WAIT: Final = -1
 _NEVER: Final = -2

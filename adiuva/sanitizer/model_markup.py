@@ -262,7 +262,7 @@ class MarkupStage:
         return self._dropped("markup", end)
 
     def _value(self, at: int, final: bool) -> int:
-        """Judge JSON that starts like a tool call or schema. A blank line ends it too, in case its last brace is
+        """Judge JSON that starts like a tool call or schema. A blank line ends it too, as its last brace may be
         missing."""
         held, stop = self.held, at + MAX_HELD_CHARS
         blank = _BLANK_LINE.search(held, at, stop)

@@ -67,8 +67,7 @@ class WordRuns:
             last = self._extended(last, f"\0{number}")  # so that no run spans two texts
 
     def step(self, state: int, length: int, word: str) -> tuple[int, int]:
-        """Return state and length of the longest run that ends with `word`, given those before it; (0, 0) if there is
-        none."""
+        """Return state and length of the longest run that ends with `word`, given those before it; (0, 0) if none."""
         following = self.following
         while word not in following[state]:
             if state == 0:
@@ -112,8 +111,7 @@ def _letters(canary: str) -> str:
 
 
 def _whole_or_begun(letters: str) -> str:
-    """Return an expression for all letters (then its group matches), or for the first of them at the end of the
-    text."""
+    """Return an expression for all letters (then its group matches), or for the first of them at a text's end."""
     pattern = "()"
     for number, letter in reversed(list(enumerate(letters))):
         either = f"[{letter}{letter.upper()}]" if letter.isalpha() else letter

@@ -1,2 +1,1 @@
-"""Pages of the admin's own: whether the server is well, who uses it, what fails, and all about one account. Never
-content."""
+"""Own pages of the admin: whether the server is well, who uses it, what fails, one account. Never content."""

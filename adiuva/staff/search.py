@@ -20,8 +20,7 @@ _MAX_FOUND: Final = 20
 
 
 def find(term: str, viewer: Any) -> list[Panel]:
-    """Find the rows that the term names, as far as this member of staff may see them. Superusers' rows are left to the
-    lists."""
+    """Find the rows that the term names, as far as this member of staff may see them, except superusers' rows."""
     return [*_by_id(term, viewer), *_by_text(term, viewer)]
 
 

@@ -1,5 +1,4 @@
-"""The vault in the admin. Staff see sizes, times and states, but no names of tables. Only its owner can read what is
-stored."""
+"""The vault in the admin. Staff see sizes, times and states, but no names of tables and no content."""
 
 from __future__ import annotations
 

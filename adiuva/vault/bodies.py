@@ -111,8 +111,7 @@ class _Part:
         return BodyResponse(204, None, {"Tus-Resumable": headers.TUS, "Upload-Offset": str(offset)})
 
     def break_off(self, error: BaseException | None) -> None:
-        """Keep the bytes that came before the body broke off, unless the store failed or the request has a checksum of
-        its own."""
+        """Keep the bytes that came before the body broke off, unless the store failed or the request has a checksum."""
         try:
             if self._ended or (error is not None and not isinstance(error, AdiuvaError)):
                 self._receiver.give_up()

@@ -32,7 +32,7 @@ class Known:
         self._bytes, self._counted = 0, float("-inf")
 
     def take(self, size: int, most: int) -> None:
-        """Add so many bytes. Raises StorageFull if there would be more than `most`."""
+        """Add these bytes. Raises StorageFull if there would be more than `most`."""
         for age in (_KNOWN_FOR_S, _LOOKED_AGAIN_S):
             if self._within(age) + size <= most:
                 self._bytes += size
@@ -60,7 +60,7 @@ _expected = Known(_still_to_come)
 
 
 def require(size: int) -> None:
-    """Require room for so many more bytes, whoever stores them. Raises StorageFull."""
+    """Require room for this many more bytes, whoever stores them. Raises StorageFull."""
     if (most := settings.STORE["most_bytes"]) and size > 0:
         _total.take(size, most)
 

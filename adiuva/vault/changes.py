@@ -35,8 +35,7 @@ class Changes:
 
 
 def since(user_id: uuid.UUID, cursor: str, limit: int) -> Changes:
-    """Return the changes after `cursor`, oldest first; from the beginning if it is empty. Each record is in it once, in
-    its present state.
+    """Return the changes after `cursor`, oldest first; all if it is empty. Each record is in it once, as it is now.
 
     Raises Invalid or CursorTooOld.
     """

@@ -31,8 +31,7 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class Damaged(Exception):
-    """Error for bytes that differ from those that were stored. The connection is cut, so that nothing ends like a
-    success."""
+    """Error for bytes that differ from the stored ones. The connection is cut, so that nothing looks like success."""
 
 
 @dataclass(frozen=True, slots=True)

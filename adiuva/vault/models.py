@@ -211,7 +211,7 @@ class VectorSpaceQuerySet(models.QuerySet["VectorSpace"]):
 
 
 class VectorSpace(models.Model):
-    """Space of an account's vectors that can be compared: of one model, and rotated alike. The client numbers its
+    """Space of an account's vectors that can be compared: of one model, rotated alike. The client numbers its
     spaces."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, **_RELATION)

@@ -17,8 +17,7 @@ def referred(names: Collection[str]) -> set[str]:
 
 
 def expected(shard: str) -> set[str]:
-    """Return the objects of whole records and backups in a part of the store, except those that are known to be
-    damaged."""
+    """Return the objects of whole records and backups in a part of the store, except known damaged ones."""
     rows = [
         model._default_manager.filter(object__startswith=f"{shard}/", corrupt=False)
         for model in (Record, Backup)
@@ -34,6 +33,5 @@ def lost(name: str) -> None:
 
 
 def forget_owner(user_id: uuid.UUID) -> None:
-    """Queue the objects of an account that this transaction deletes. They go at once, and nothing says whose they
-    were."""
+    """Queue the objects of an account that this transaction deletes. They go at once, and nothing names their owner."""
     Garbage.objects.filter(owner=user_id).update(owner=None)

@@ -100,8 +100,7 @@ class Receiver:
             self._saved = progress.offset
 
     def end(self) -> int:
-        """End the body, whole or broken off: keep the bytes that came, and release the lease. Returns the offset that
-        counts.
+        """End the body, whole or broken off: keep its bytes, and release the lease. Returns the offset that counts.
 
         Raises UploadChecksumMismatch: then nothing of this request counts.
         """
@@ -133,7 +132,7 @@ class Receiver:
         return min(timezone.now() + uploads.kept(), self.upload.created_at + uploads.LONGEST)
 
     def finish(self) -> uploads.Whole:
-        """Finish a direct upload, all of which came: the object is whole, and still under the lease."""
+        """Finish a direct upload once all of it came: the object is whole, and still under the lease."""
         self._sink.finish()
         assert self._whole is not None and self.upload.object is not None
         return uploads.Whole(
@@ -141,8 +140,8 @@ class Receiver:
         )
 
     def give_up(self) -> None:
-        """Give up a failed request. A resumable upload keeps its safe bytes; a direct one is deleted, with its reserved
-        room."""
+        """Give up a failed request. A resumable upload keeps its safe bytes; a direct one is deleted, and its room
+        freed."""
         with contextlib.suppress(LeaseLost):
             if self.upload.direct:
                 uploads.delete_held(self._lease, self.upload)

@@ -66,8 +66,7 @@ def get(user_id: uuid.UUID, record_id: uuid.UUID) -> Record:
 def create(
     *, user_id: uuid.UUID, table: str, content: Content, record_id: uuid.UUID | None = None
 ) -> tuple[Record, bool]:
-    """Create a record. Returns it, and whether it was made now. With the client's own id, the same content again is no
-    error.
+    """Create a record. Returns it, and whether it was made now. The client's own id with equal content is no error.
 
     Raises IdTaken, or the errors of limits.
     """
@@ -185,8 +184,7 @@ def delete(*, user_id: uuid.UUID, record_id: uuid.UUID, when: Precondition) -> N
 
 @transaction.atomic
 def undelete(*, user_id: uuid.UUID, record_id: uuid.UUID) -> Record:
-    """Bring a deleted record back. One that is not deleted stays as it is. Raises NotStored, or the errors of
-    limits."""
+    """Bring a deleted record back. One that is not deleted stays. Raises NotStored, or the errors of limits."""
     seq = _next_change(user_id)
     found = Record.objects.of(user_id).without_bytes().filter(id=record_id).first()
     if found is None or (found.deleted_at is not None and not _has_bytes(found)):

@@ -45,8 +45,7 @@ class ScrubCounts:
 
 
 def run(*, older_than: dt.timedelta = EVERY, within_s: float = 300.0) -> ScrubCounts:
-    """Verify objects that were not verified for this long, until the time is over. Raises StorageAway; a later call
-    goes on."""
+    """Verify objects not verified for this long, until the time is over. Raises StorageAway; a later call goes on."""
     found, end = ScrubCounts(), time.monotonic() + within_s
     before = timezone.now() - older_than
     try:

@@ -184,7 +184,8 @@ class StorageUsageSerializer(serializers.Serializer[Any]):
     {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": vectors.MOST_DIMENSIONS}
 )
 class NumbersField(serializers.Field[Any, Any, Any, Any]):
-    """As they came: `vectors.parse` looks at them in one pass, where a field for each would take a second for all."""
+    """Numbers as they came. `vectors.parse` looks at them in one pass, because a field for each would take a second for
+    all."""
 
     def to_internal_value(self, data: Any) -> Any:
         return data

@@ -126,8 +126,7 @@ def claim(user_id: uuid.UUID, upload_id: uuid.UUID) -> tuple[Upload, Lease[Uploa
 
 
 def complete(user_id: uuid.UUID, upload_id: uuid.UUID, purpose: str, checksum: bytes) -> Whole:
-    """Finish the object, and compare it with the client's checksum. The caller takes the upload, discards it or
-    releases it.
+    """Finish the object, and compare it with the client's checksum. The caller takes, discards or releases the upload.
 
     Raises NotStored, UploadExpired, UploadBusy, WrongPurpose, UploadIncomplete, and ChecksumMismatch, after which the
     upload is gone.
@@ -170,8 +169,7 @@ def _read_back(upload: Upload, lease: Lease[Upload]) -> bytes:
 
 
 def take(whole: Whole, *, instead_of: int = 0) -> None:
-    """Count the upload as stored, in the transaction of the caller, whose row refers to the object. Raises
-    UploadExpired."""
+    """Count the upload as stored, in the caller's transaction; its row refers to the object. Raises UploadExpired."""
     try:
         upload = whole.lease.held()
     except LeaseLost:
@@ -202,7 +200,7 @@ def discard(whole: Whole) -> None:
 
 
 def abandon(upload: Upload) -> None:
-    """Abandon an upload of which no byte came."""
+    """Abandon an upload that got no byte."""
     with contextlib.suppress(LeaseLost):
         delete_held(upload.lease(LEASE), upload)
 

@@ -69,8 +69,7 @@ class NewVector:
 
 @dataclass(frozen=True, slots=True)
 class VectorMatch:
-    """Vector that was found. `score` is the cosine similarity, from -1 to 1. `corrupt`: the stored bytes are
-    damaged."""
+    """Vector that was found. `score` is the cosine similarity, from -1 to 1. `corrupt`: its bytes are damaged."""
 
     id: str
     score: float

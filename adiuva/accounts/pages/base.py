@@ -34,8 +34,7 @@ def add_errors(form: forms.Form, error: AdiuvaError) -> None:
 
 
 def throttle(form: forms.Form, *counters: tuple[str, ...]) -> bool:
-    """Count an attempt; each counter is a scope and a client. Returns False, with an error in the form, if it is not
-    allowed."""
+    """Count an attempt; each counter is a scope and a client. Returns False, with an error in the form, if refused."""
     wait = count_attempts(*counters)
     if wait is not None:
         form.add_error(None, too_many_tries(wait))

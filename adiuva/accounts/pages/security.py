@@ -185,8 +185,7 @@ class AddPasskeyPage(_Change):
 
 
 class MakePasskeyPage(_Change):
-    """Page that takes the passkey that the browser made. It answers a challenge that was given out behind the
-    password."""
+    """Page that takes the passkey that the browser made. It answers a challenge given out behind the password."""
 
     form_class = NewPasskeyForm
     title, button = gettext_lazy("Add a passkey"), gettext_lazy("Go on")

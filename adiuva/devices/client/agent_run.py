@@ -29,7 +29,7 @@ from adiuva.documents.kinds import READABLE
 from adiuva.documents.reading import read_document
 
 _FILES_A_MANIFEST: Final = 500
-# So many kinds of files are named as passed over.
+# At most this many kinds of files are named as passed over.
 _MAX_KINDS: Final = 100
 _BATCH_BYTES: Final = 256 * 1024
 # Bytes that the contents of a frame may use; the rest is for what surrounds them, including a path.
@@ -42,8 +42,7 @@ Send = Callable[[Received], Awaitable[None]]
 
 
 class Upload:
-    """Upload of a run's files. `run()` does all of it; meanwhile `fetch()` and `acknowledge()` receive the server's
-    frames.
+    """Upload of a run's files. `run()` does it; meanwhile `fetch()` and `acknowledge()` receive the server's frames.
 
     Threads list, hash and read the files, one step at a time; memory holds one file at a time.
     """
@@ -58,8 +57,7 @@ class Upload:
         with_manifest: bool,
         max_inflight: int | None,
     ) -> None:
-        """Prepare an upload. `max_inflight` is None for protocol 1: batches have no number and nobody acknowledges
-        them."""
+        """Prepare an upload. `max_inflight` is None for protocol 1: batches have no number and no acknowledgement."""
         self.run_id, self._config = frame.run_id, frame.config
         self._area, self._store, self._send = area, store, send
         self._with_manifest, self._numbered = with_manifest, max_inflight is not None
@@ -231,8 +229,7 @@ def _grouped(items: Iterable[T], most: int, room: int, size_of: Callable[[T], in
 
 
 def _pieces(text: str) -> list[str]:
-    """Yield a text in pieces that fit frames: whole, or cut between characters into parts of at most PART_BYTES of
-    UTF-8.
+    """Yield a text in pieces that fit frames: whole, or cut between characters, of at most PART_BYTES of UTF-8.
 
     It cuts a text that JSON makes much longer (quotes, newlines) further, so that its frame stays within bounds.
     """

@@ -107,8 +107,7 @@ class Backups:
         self._data = folder / DATA_FILE
 
     async def make(self, passphrase: str) -> MadeBackup | None:
-        """Seal the data and upload it, unless the server already has it as it is. Raises DeviceError or
-        ServerUnavailable."""
+        """Seal the data and upload it, unless the server has it already. Raises DeviceError or ServerUnavailable."""
         if not self._data.exists():
             raise BadWorkspace("This workspace has no data to back up.")
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".backup-") as place:
@@ -172,8 +171,7 @@ class Backups:
     async def _ask(
         self, http: aiohttp.ClientSession, method: str, path: str, **given: Any
     ) -> tuple[Any, aiohttp.ClientResponse]:
-        """Send a request. Raises BackupRefused for refusals that will not change, and ServerUnavailable for failures
-        that may."""
+        """Send a request. Raises BackupRefused for final refusals, and ServerUnavailable for failures that may pass."""
         token = await self._account.access_token(http)
         headers = {"Authorization": f"Bearer {token}", **given.pop("headers", {})}
         try:
@@ -234,8 +232,7 @@ class Backups:
     async def _restore_on_base(
         self, http: aiohttp.ClientSession, changes: Path, place: Path, plain: Path, passphrase: str
     ) -> None:
-        """Put changes together with the base that they build on. Raises BackupRefused if the base is gone, and
-        DamagedFile."""
+        """Put changes together with their base. Raises BackupRefused if the base is gone, and DamagedFile."""
         with changes.open("rb") as file:
             difference = backup_delta.read(file)
             row = (await self._history(http)).get(difference.base_ms)

@@ -83,8 +83,7 @@ def read(file: BinaryIO) -> Difference:
 
 
 def put_together(difference: Difference, file: BinaryIO, base: BinaryIO, target: BinaryIO) -> None:
-    """Write the file that a difference makes of its base. Raises DamagedFile if it is not the one that was backed
-    up."""
+    """Write the file that a difference makes of its base. Raises DamagedFile if it is not the backed-up one."""
     found = hashlib.sha256()
     for at in range(0, difference.size, BLOCK):
         place = difference.changed.get(at // BLOCK)

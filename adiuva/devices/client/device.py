@@ -238,8 +238,7 @@ class Device:
         return ended
 
     def _superseded_by_own_connection(self) -> bool:
-        """Return whether an older connection of this device may have replaced this one, because the server read its
-        hello late."""
+        """Return whether an older connection of this device, with a hello read late, may have replaced this one."""
         since, self._unanswered_at = self._unanswered_at, None
         return since is not None and time.monotonic() - since < _LATEST_ANSWER_S
 

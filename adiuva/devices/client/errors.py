@@ -30,8 +30,7 @@ class BadUse(DeviceError):
 
 
 class SignInRefused(DeviceError):
-    """Error for an e-mail and password that the server refused, or a session that ended without a password to renew
-    it."""
+    """Error for a refused e-mail and password, or for a session that ended without a password to renew it."""
 
     code, status = "sign_in_refused", 401
 

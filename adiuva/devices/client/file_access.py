@@ -56,8 +56,7 @@ def unreadable_file(path: str, reason: str) -> Problem:
 
 
 def resolve_grant(folder: Path | str) -> Path:
-    """Return the folder that a path leads to now. A grant is for this folder, even if links on the path change
-    later."""
+    """Return the folder that a path leads to now. A grant is for this folder, even if links change later."""
     return Path(os.path.realpath(folder))
 
 

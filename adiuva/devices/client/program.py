@@ -174,8 +174,7 @@ class Program:
                 self._report_applied()
 
     def _take_lines(self, console: Console, device: Device) -> None:
-        """Carry out the lines that were typed. It is short work on the store that the device's own calls wait for
-        too."""
+        """Carry out the typed lines. It is short work on the store that the device's own calls wait for too."""
         given = os.read(0, 65_536)
         if not given:  # the input is closed; the device goes on
             asyncio.get_running_loop().remove_reader(0)

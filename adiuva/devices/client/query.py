@@ -102,8 +102,7 @@ def _archived(table: Table, name: str, value: Any) -> Condition:
 
 
 def _order(table: Table, value: Any) -> str:
-    """Return the order for `column`, `column asc`, `column desc` or `-column`. Rows without a value come last either
-    way.
+    """Return the order for `column`, `column asc`, `column desc` or `-column`. Rows without a value come last.
 
     A column with choices orders by their place in tables.py: high before medium before low.
     """

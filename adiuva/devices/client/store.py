@@ -109,8 +109,7 @@ class Store:
         return {"id": call["id"], **outcome}
 
     def _outcome(self, call: Call) -> Row:
-        """Return the result without its id. Refusals are results too and are kept, because a repeat must not succeed
-        later."""
+        """Return the result without its id. Refusals are results too and are kept: a repeat must not succeed later."""
         self._db.execute("SAVEPOINT a_call")
         try:
             outcome = self._do(call)
@@ -378,8 +377,8 @@ def _key(data: Mapping[str, Any]) -> str:
 
 
 def _checked(table: Table, data: Mapping[str, Any]) -> Row:
-    """Return the values, ready to be bound. Raises CallRefused for a wrong value or a column that the caller may not
-    set."""
+    """Return the values, ready to be bound. Raises CallRefused for a wrong value or a column that is not the
+    caller's."""
     values: Row = {}
     for name, value in data.items():
         column = table.by_name.get(name)
