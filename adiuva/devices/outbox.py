@@ -48,8 +48,8 @@ RETURNING id
 """
 
 _TABLES: Final = 'SELECT id, "table" FROM devices_outboxrecord WHERE id = ANY(%s::uuid[])'
-# Writes outcomes, with `settle_values`; also as a part of other statements. It removes the content of a delivered
-# record.
+# Writes outcomes, with `settle_values`; also as a part of other statements. It removes a record's content unless the
+# outcome is uncertain.
 SETTLE_SQL: Final = """
 UPDATE devices_outboxrecord AS record
 SET state = said.state, row_id_sealed = said.row_id, row_hash = said.row_hash, settled_at = statement_timestamp(),
@@ -60,7 +60,7 @@ WHERE record.id = said.id
 """
 
 
-# An index covers each part's states.
+# An index serves each of the two parts.
 _OUTSTANDING: Final = """
 SELECT source_run, 'waiting', count(*) FROM devices_outboxrecord
 WHERE source_run = ANY(%(runs)s::uuid[]) AND state IN ('waiting', 'sent') GROUP BY source_run

@@ -24,7 +24,7 @@ _STATUS_PATTERNS = {
 }
 _STATUS_ADJECTIVES = {"open": "open ", "todo": "open ", "in_progress": "started ", "done": "finished "}
 _HOW_MANY = re.compile(r"\b(?:how many|count|number of)\b", re.IGNORECASE)
-# "due in spring" does not match: today's tasks would answer another question.
+# Such as "due in spring": today's tasks would answer another question.
 _UNKNOWN_TIME = re.compile(
     r"\bdue (?:in|on|by|until|within|after|during|at|this|next|the) (?P<when>(?!the project\b|my\b)[\w' -]{2,40})"
 )

@@ -104,7 +104,7 @@ class FastPath:
             if passed[0] not in " \n":
                 return None
             if links.held:
-                # Only as many letters as an address could have begun with, which it has not.
+                # The held text must be letters that could have begun an address, but have not.
                 if (
                     not links.held.isalpha()
                     or links.has_cut

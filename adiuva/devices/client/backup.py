@@ -35,8 +35,7 @@ from adiuva.devices.client.store import DATA_FILE, now_ms
 
 _NOTE: Final = "backup.json"
 _PIECE: Final = 1024 * 1024
-# Only differences are sent, while they are at most this part of the whole, and until all of them are as much as the
-# whole.
+# Differences are sent alone up to a third of the whole (1 / _WORTH), and until all of them together are as much as it.
 _WORTH: Final = 3
 _PAGE: Final = 100
 _TRIES: Final = 5
