@@ -51,19 +51,19 @@ class Subscriber(Protocol):
         ...
 
     def arrived(self, name: bytes, payload: bytes) -> None:
-        """Take what was published under a name that is subscribed to."""
+        """Handle what was published under a name that is subscribed to."""
         ...
 
     def lost(self) -> None:
-        """Learn that the connection is lost: published messages without an answer are "lost", others may be missed."""
+        """Handle the loss of the connection: published messages without an answer are "lost", others may be missed."""
         ...
 
     def interrupted(self) -> None:
-        """Learn that the connection is back after a loss: messages may have been missed."""
+        """Handle the connection's return after a loss: messages may have been missed."""
         ...
 
     def closed(self) -> None:
-        """Learn that the event loop's tasks were cancelled, and the connection with them."""
+        """Handle the end of the connection, because the event loop's tasks were cancelled."""
         ...
 
 

@@ -45,7 +45,7 @@ _CALENDARS: Final = frozenset(
 _TEXTS: Final = frozenset(
     {"text/plain", "text/markdown", "text/x-markdown", "text/csv", "text/tab-separated-values", "text/html"}
 )
-# Kinds of attachments with a type that says nothing, or that a program without better knowledge wrote.
+# By suffix, the kinds of attachments with a type that says nothing, or that a program chose without knowing better.
 _BY_SUFFIX: Final = {
     ".ics": "text/calendar",
     ".vcf": "text/vcard",
