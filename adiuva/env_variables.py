@@ -75,7 +75,7 @@ ALLOWED_HOSTS = _web.words(
 ALLOWED_ORIGINS = _web.words(
     "ADIUVA_ALLOWED_ORIGINS",
     (),
-    "Origins whose pages may use the API (CORS) and open the device socket; native clients send none. `:*` is any "
+    "Origins of pages that may use the API (CORS) and open the device socket; native clients send none. `:*` is any "
     "port, another `*` any part of a name: http://localhost:*, app://*. The server's own origins are always allowed.",
     computed="app://*,http://localhost:*,http://127.0.0.1:* in development",
 )
@@ -108,20 +108,20 @@ SECRET_KEY = _secrets.text(
     "Signs tokens and sessions: at least 32 random characters, such as `openssl rand -base64 48` makes.",
 )
 SECRET_KEY_FALLBACKS = _secrets.words(
-    "ADIUVA_SECRET_KEY_FALLBACKS", (), "Earlier secret keys whose sessions stay valid."
+    "ADIUVA_SECRET_KEY_FALLBACKS", (), "Earlier secret keys. Their sessions stay valid."
 )
 KEYS = _secrets.words(
     "ADIUVA_KEYS",
     (),
-    "The ring of keys that users' data keys are wrapped with, newest first, as name:key,name:key. A key is what "
-    "`openssl rand -base64 32` makes. If they are lost, everything they seal is lost. `manage.py rotate_keys --help` "
+    "The ring of keys that wrap users' data keys, newest first, as name:key,name:key. Make a key with "
+    "`openssl rand -base64 32`. If they are lost, everything they seal is lost. `manage.py rotate_keys --help` "
     "says how to change them while everything runs.",
 )
 PLUGIN_KEYS = _secrets.words(
     "ADIUVA_PLUGIN_KEYS",
     (),
-    "The ring of keys that plugins and the list of revoked ones are signed with, oldest first, as id:key,id:key; the "
-    "last one signs. A key is what `openssl rand -base64 32` makes. Without one no plugin can be approved.",
+    "The ring of keys that sign plugins and the list of revoked ones, oldest first, as id:key,id:key; the last one "
+    "signs. Make a key with `openssl rand -base64 32`. Without one no plugin can be approved.",
 )
 PLUGIN_SCANNER = _secrets.text(
     "ADIUVA_PLUGIN_SCANNER",
@@ -165,27 +165,27 @@ MODEL_CONTEXT_WINDOW = _models.integer(
 )
 MODEL_EXTRAS = _models.json_object(
     "ADIUVA_MODEL_EXTRAS",
-    "What a provider takes besides, as a JSON object that is added to each request, such as "
+    "More fields for a provider, as a JSON object that is added to each request, such as "
     '{"reasoning_effort": "low"} or {"keep_alive": "1h"}.',
 )
 MODEL_PRICE = _models.text(
     "ADIUVA_MODEL_PRICE",
     "",
-    "What models cost that LiteLLM's list does not have, or not at your price: input,output[,cached] a million tokens, "
+    "Prices of models that LiteLLM's list does not have, or not at your price: input,output[,cached] a million tokens, "
     "such as 0.4,1.6,0.1, in the currency below; or for several, model=0.4,1.6; other/model=0,0. Default: as LiteLLM "
     "lists them.",
 )
 BUDGET_CURRENCY = _models.text(
     "ADIUVA_BUDGET_CURRENCY",
     "EUR",
-    "The currency in which costs are told.",
+    "The currency of costs.",
     pattern="[A-Z]{3}",
     bounds="three letters",
 )
 BUDGET_RATE = _models.text(
     "ADIUVA_BUDGET_RATE",
     "1",
-    "How much of that currency a dollar is, in which LiteLLM lists prices.",
+    "The value of a dollar in that currency. LiteLLM lists prices in dollars.",
     pattern=r"\d{1,6}(\.\d{1,6})?",
     bounds="a number such as 0.92",
 )
@@ -207,7 +207,7 @@ MODEL_TIMEOUT_S = _models.number(
 MODEL_CONCURRENCY = _models.integer(
     "ADIUVA_MODEL_CONCURRENCY",
     96,
-    "Whole answers under way at once at one endpoint, in each process. Fewer are while it is slow or refuses.",
+    "Whole answers in progress at once at one endpoint, in each process. There are fewer while it is slow or refuses.",
     minimum=1,
     unit="calls",
 )
@@ -290,7 +290,7 @@ STRIPE_SECRET_KEY = _payments.text("STRIPE_SECRET_KEY", "", "The secret key of t
 STRIPE_WEBHOOK_SECRETS = _payments.words(
     "STRIPE_WEBHOOK_SECRETS",
     (),
-    "What Stripe signs its events with; several while one is replaced.",
+    "The secrets that Stripe signs its events with; several while one is replaced.",
 )
 STRIPE_API = _payments.text(
     "ADIUVA_STRIPE_API", "", "Address of Stripe's API, for a double in tests. Production refuses it."
@@ -309,13 +309,13 @@ _sso = Section("Single sign-on", "How members of a team sign in through their or
 SSO_NETWORKS = _sso.words(
     "ADIUVA_SSO_NETWORKS",
     (),
-    "Networks of your own, such as 10.0.0.0/8, in which organisations' sign-ins may be. Without them the server "
-    "reaches public addresses alone, by https. Whoever owns a team can make the server ask addresses in them.",
+    "Networks of your own, such as 10.0.0.0/8, that organisations' sign-ins may be in. Without them the server "
+    "reaches public addresses alone, by https. Owners of teams can make the server ask addresses in these networks.",
 )
 SSO_DNS = _sso.words(
     "ADIUVA_SSO_DNS",
     (),
-    "The name servers that are asked whether a domain is a team's: address or address:port. Without them, those of the "
+    "The name servers that say whether a domain is a team's: address or address:port. Without them, those of the "
     "machine.",
 )
 SSO_ASK_AGAIN_MINUTES = _sso.integer(
@@ -328,7 +328,7 @@ SSO_ASK_AGAIN_MINUTES = _sso.integer(
 SSO_SESSION_HOURS = _sso.integer(
     "ADIUVA_SSO_SESSION_HOURS",
     24,
-    "How long after the organisation vouched for a person their sessions go on, where it cannot be asked again without "
+    "How long a person's sessions go on after the organisation vouched for them, if it cannot be asked again without "
     "them or does not answer. Then they sign in once more.",
     minimum=1,
     unit="hours",
@@ -336,7 +336,7 @@ SSO_SESSION_HOURS = _sso.integer(
 
 # ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
 _mail = Section(
-    "Mail", "What the server writes to users: confirmations of addresses, new passwords, notices."
+    "Mail", "The server's mails to users: confirmations of addresses, new passwords, notices."
 )
 MAIL_URL = _mail.text(
     "ADIUVA_MAIL_URL",
@@ -357,7 +357,7 @@ MAIL_FROM = _mail.text(
 MAIL_RATE = _mail.text(
     "ADIUVA_MAIL_RATE",
     "5/h",
-    "Mails that may be asked for, to one e-mail address.",
+    "Mails that may be requested for one e-mail address.",
     pattern=_RATE,
     bounds=_RATE_FORM,
 )
@@ -411,7 +411,7 @@ RUN_SLOTS_PER_USER = _runs.integer(
 RUN_MOST_HELD = _runs.integer(
     "ADIUVA_RUN_MOST_HELD",
     256,
-    "Runs in one worker process at once, those that wait included.",
+    "Runs in one worker process at once, including those that wait.",
     minimum=1,
     unit="runs",
 )
@@ -463,14 +463,14 @@ RUN_QUARANTINE_S = _runs.integer(
 RUN_SPILL_MB = _runs.integer(
     "ADIUVA_RUN_SPILL_MB",
     512,
-    "How far a device may be ahead of its run; what the run has not read yet waits in an encrypted file of the worker.",
+    "How far a device may be ahead of its run; the rest waits in an encrypted file of the worker.",
     minimum=1,
     unit="megabytes",
 )
 RUN_KEEP_DAYS = _runs.integer(
     "ADIUVA_RUN_KEEP_DAYS",
     365,
-    "How long runs and their journals are kept, where users see what agents did and take it back. 0 keeps all of them.",
+    "How long runs and their journals are kept; they let users see and undo what agents did. 0 keeps all of them.",
     minimum=0,
     unit="days",
 )
@@ -525,7 +525,7 @@ UNASKED_WRITES_AN_HOUR = _chat.integer(
 HISTORY_CHARS = _chat.integer(
     "ADIUVA_HISTORY_CHARS",
     48_000,
-    "How much of a conversation the model gets word for word; what came before is summarised.",
+    "How much of a conversation the model gets word for word; the part before it is summarised.",
     minimum=1_000,
     unit="characters",
 )
@@ -586,7 +586,7 @@ MEMORY_RECEIPT_DAYS = _memory.integer(
 _integrations = Section(
     "Integrations",
     "Mailboxes and channels that users connect; docs/connectors.md says how to get the credentials. Without a client "
-    "id and secret, nobody can connect to that provider. No host but the addresses here is ever asked.",
+    "id and secret, nobody can connect to that provider. The server asks only the hosts below.",
 )
 GOOGLE_CLIENT_ID = _integrations.text("ADIUVA_GOOGLE_CLIENT_ID", "", "OAuth client id at Google.")
 GOOGLE_CLIENT_SECRET = _integrations.text("ADIUVA_GOOGLE_CLIENT_SECRET", "", "OAuth client secret at Google.")
@@ -627,7 +627,7 @@ GRAPH_API = _integrations.endpoint(
 
 # ── Vault ───────────────────────────────────────────────────────────────────────────────────────────────
 _vault = Section(
-    "Vault", "Where what clients store is kept: their backups and large records, sealed by them."
+    "Vault", "The store of clients' backups and large records, which they have sealed."
 )
 STORE = _vault.text(
     "ADIUVA_STORE",
@@ -655,7 +655,7 @@ STORE_MAX_GB = _vault.integer(
 STORE_LEAST_FREE_MB = _vault.integer(
     "ADIUVA_STORE_LEAST_FREE_MB",
     1024,
-    "How much of the disk stays free where the store is a folder: what would take it is refused (507).",
+    "How much of the disk stays free if the store is a folder; uploads that would need it are refused (507).",
     minimum=0,
     unit="megabytes",
 )
@@ -668,13 +668,13 @@ STORE_KEEP_DAYS = _vault.integer(
     unit="days",
 )
 UPLOAD_HOURS = _vault.integer(
-    "ADIUVA_UPLOAD_HOURS", 24, "How long an upload that nobody goes on with is kept.", minimum=1, unit="hours"
+    "ADIUVA_UPLOAD_HOURS", 24, "How long an upload that nobody continues is kept.", minimum=1, unit="hours"
 )
 KEEP_BACKUPS = _vault.integer(
     "ADIUVA_KEEP_BACKUPS",
     30,
-    "How many backups of an account are kept; a new one ends those beyond that came first, but none on which a "
-    "kept one builds. 0 keeps all.",
+    "How many backups of an account are kept. A new one deletes those beyond that which arrived first, but none that a "
+    "kept one builds on. 0 keeps all.",
     minimum=0,
     unit="backups",
 )
@@ -729,11 +729,11 @@ _process = Section(
     "the processes that it starts; do not set them yourself.",
     internal=True,
 )
-ENV_FILE = _process.text("ADIUVA_ENV_FILE", ".env", "The file that is read in place of `.env`.")
+ENV_FILE = _process.text("ADIUVA_ENV_FILE", ".env", "The file to read in place of `.env`.")
 DEVICE_PASSWORD = _process.text(
     "ADIUVA_DEVICE_PASSWORD",
     "",
-    "The account's password for `manage.py device` and `manage.py chat`, which else ask for it.",
+    "The account's password for `manage.py device` and `manage.py chat`, which otherwise ask for it.",
 )
 DEVICE_CODE = _process.text(
     "ADIUVA_DEVICE_CODE",
@@ -743,7 +743,7 @@ DEVICE_CODE = _process.text(
 DEVICE_PASSPHRASE = _process.text(
     "ADIUVA_DEVICE_PASSPHRASE",
     "",
-    "The passphrase of `manage.py device --backup` and `--restore`, which else ask for it.",
+    "The passphrase of `manage.py device --backup` and `--restore`, which otherwise ask for it.",
 )
 EMBEDDED = _process.flag(
     "ADIUVA_EMBEDDED", False, "Whether the servers were started by `make run`. Refused in production."

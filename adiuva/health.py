@@ -48,15 +48,15 @@ class CheckSerializer(serializers.Serializer[Any]):
     ok = serializers.BooleanField()
     ms = serializers.FloatField(help_text="How long the check took.")
     reason = serializers.CharField(required=False, help_text="Why it is not ok, for people.")
-    queued = serializers.IntegerField(required=False, help_text="Of `runs`: how many wait for a worker.")
+    queued = serializers.IntegerField(required=False, help_text="For `runs`: how many wait for a worker.")
     oldest_queued_s = serializers.FloatField(
-        required=False, help_text="Of `runs`: for how many seconds the first of them has waited."
+        required=False, help_text="For `runs`: for how many seconds the first of them has waited."
     )
     due = serializers.IntegerField(
-        required=False, help_text="Of `followups`: ends of runs that chats are to be told."
+        required=False, help_text="For `followups`: ends of runs that chats are to be told."
     )
     dead = serializers.IntegerField(
-        required=False, help_text="Of `followups`: ends that no turn could tell, only a notice."
+        required=False, help_text="For `followups`: ends that no turn could tell, only a notice."
     )
 
 

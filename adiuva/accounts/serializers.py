@@ -68,7 +68,7 @@ class PasswordChangeSerializer(serializers.Serializer[Any]):
 
 
 class LinkTokenSerializer(serializers.Serializer[Any]):
-    token = serializers.CharField(help_text="What follows `token=` in the link of the mail.")
+    token = serializers.CharField(help_text="The text after `token=` in the link of the mail.")
 
 
 class AddressSerializer(serializers.Serializer[Any]):
@@ -106,8 +106,8 @@ class AddressChangeSerializer(ConfirmationSerializer):
 class SecondFactorLoginSerializer(serializers.Serializer[Any]):
     """The ticket and one of the rest."""
 
-    ticket = serializers.CharField(max_length=500, help_text="Of the answer `second_factor_required`.")
-    code = serializers.CharField(required=False, default="", max_length=20, help_text="Of the app.")
+    ticket = serializers.CharField(max_length=500, help_text="The ticket of the answer `second_factor_required`.")
+    code = serializers.CharField(required=False, default="", max_length=20, help_text="The code that the app shows.")
     recovery_code = serializers.CharField(required=False, default="", max_length=60)
     passkey = PasskeyAnswerSerializer(required=False, allow_null=True, default=None)
 
@@ -117,7 +117,7 @@ class TicketOrNothingSerializer(serializers.Serializer[Any]):
         required=False,
         default="",
         max_length=500,
-        help_text="Of the answer `second_factor_required`; none to sign in with a passkey alone.",
+        help_text="The ticket of the answer `second_factor_required`; none to sign in with a passkey alone.",
     )
 
 

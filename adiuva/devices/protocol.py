@@ -445,17 +445,17 @@ class Usage(Sent):
     model_calls: int = 0
     cached_tokens: int | None = Field(
         default=None,
-        description="Of the input, what the provider had in its cache; absent if it says nothing of it.",
+        description="The part of the input that the provider had in its cache; absent if it does not say.",
     )
     model: str | None = Field(
         default=None, description="The model that gave the answer, as the server's settings name it."
     )
     cost_micro: int | None = Field(
         default=None,
-        description="What it cost, in millionths of the server's currency; absent if the model has no price.",
+        description="The cost, in millionths of the server's currency; absent if the model has no price.",
     )
     percent_left: int | None = Field(
-        default=None, description="Of the month's allowance for models; absent if nothing limits it."
+        default=None, description="The percentage left of the month's allowance for models; absent if nothing limits it."
     )
 
 

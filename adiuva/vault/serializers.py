@@ -162,13 +162,13 @@ class BackupSerializer(serializers.ModelSerializer[Backup]):
 class AmountSerializer(serializers.Serializer[Any]):
     used = serializers.IntegerField(help_text="Bytes.")
     reserved = serializers.IntegerField(help_text="Bytes that are kept for uploads under way.")
-    limit = serializers.IntegerField(allow_null=True, help_text="What the plan allows; null: any.")
+    limit = serializers.IntegerField(allow_null=True, help_text="The plan's limit; null: none.")
 
 
 class CountSerializer(serializers.Serializer[Any]):
     used = serializers.IntegerField()
     reserved = serializers.IntegerField()
-    limit = serializers.IntegerField(allow_null=True, help_text="What the plan allows; null: any.")
+    limit = serializers.IntegerField(allow_null=True, help_text="The plan's limit; null: none.")
 
 
 class StorageUsageSerializer(serializers.Serializer[Any]):

@@ -54,10 +54,10 @@ class BackupView(StreamedBodies):
         summary="Store a backup",
         operation_id="backup_update",
         parameters=[
-            header("X-Backup-Version", "Of the client's format.", int, required=True),
-            header("X-Backup-Timestamp", "When it was made, in ms since 1970.", int, required=True),
+            header("X-Backup-Version", "The version of the client's format.", int, required=True),
+            header("X-Backup-Timestamp", "The time when it was made, in ms since 1970.", int, required=True),
             header("X-Backup-Checksum", "SHA-256 in hexadecimal digits.", required=True),
-            header("X-Backup-Chunks", "Of how many chunks it is, for the history.", int),
+            header("X-Backup-Chunks", "The number of its chunks, for the history.", int),
             header(
                 "X-Backup-Base", "The time of the backup that it builds on: kept as long as this one.", int
             ),
