@@ -36,7 +36,7 @@ class _Socket(WebSocketProtocol):  # type: ignore[misc]  # daphne has no types
 
 @implementer(IPushProducer)
 class _Drain:
-    """Watch on whether the client takes what it is sent: the transport pauses it while too much waits."""
+    """Signal of whether the client takes what it is sent: the transport pauses it while too much waits."""
 
     def __init__(self) -> None:
         self.flows = asyncio.Event()

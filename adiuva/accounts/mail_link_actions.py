@@ -94,7 +94,8 @@ def reset_password(*, token: str, new_password: str) -> User:
 
 @transaction.atomic
 def ask_factor_removal(*, user: User) -> None:
-    """Tell the user by mail that their second factor is said to be lost, and a day later mail the link that removes it.
+    """Tell the user by mail that somebody reported their second factor lost, and a day later mail the link that removes
+    it.
 
     Staff call this, since they neither see nor set a factor. The link is not sent if the factor was used meanwhile, and
     it also asks for the password. Raises FactorNotRemovable, MailNotConfigured.

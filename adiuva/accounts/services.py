@@ -282,7 +282,7 @@ def set_password(*, user: User, password: str, keep: Session | None = None) -> N
 
 def deactivate(*, users: QuerySet[User]) -> int:
     """Deactivate accounts and end their sessions; nothing is deleted. Returns how many were active."""
-    # One by one: whoever locks two accounts locks the one that pays for the other first, and who pays is unknown here.
+    # One by one, because locks of two accounts must begin with the one that pays for the other, which is unknown here.
     return sum(map(_deactivate, users.filter(is_active=True).values_list("pk", flat=True)))
 
 

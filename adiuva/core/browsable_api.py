@@ -6,7 +6,7 @@ A view may say more about its page:
                           Else it is for those who write programs, and all of it is in English, as OpenAPI is
     page_actions(data)    [PageAction]: buttons that POST, on the page of one object and at its row of a list
     page_rows(data)       [PageRow]: what the page of one object lists below it
-    page_figures(data)    [(label, text)]: what of the answer people want to read without counting digits
+    page_figures(data)    [(label, text)]: figures of the answer that people want to read without counting digits
     page_without_form     the actions that take no body
     page_row_detail       the name of the route of a row, where its view set has none
     page_row_delete       the name of the route at which a row of its list is deleted, likewise

@@ -6,7 +6,7 @@ Code that makes a text for people wraps it in Django's gettext, and its caller c
         text = gettext("Hello")
 
 Below /api/ the middleware and authentication choose it before a view begins. Errors are in English until somebody is
-told of them (`said`, `body_of`), so that logs and models read the same words whoever asks.
+told of them (`said`, `body_of`), so that logs and models always read the same words.
 
 `locale/<language>/LC_MESSAGES` holds the catalogues, compiled: nothing has to be installed to use them.
 """

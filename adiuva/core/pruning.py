@@ -16,7 +16,7 @@ MOST: Final = 50_000
 
 
 def delete_in_batches(rows: QuerySet[Any], *, most: int | None = MOST) -> int:
-    """Delete rows and what belongs to them, in the order of `rows`. Returns how many of `rows`; None is all of them."""
+    """Delete rows and their parts, in the order of `rows`. Returns how many of `rows`; None is all of them."""
     deleted = 0
     while most is None or deleted < most:
         ids = list(rows.values_list("pk", flat=True)[:BATCH])
@@ -29,7 +29,7 @@ def delete_in_batches(rows: QuerySet[Any], *, most: int | None = MOST) -> int:
 
 
 def delete_with_parts(rows: QuerySet[Any]) -> Iterator[int]:
-    """Delete all `rows`, and before them what belongs to them, however much that is. Each step is a transaction.
+    """Delete all `rows`, and before them their parts, however many. Each step is a transaction.
 
     Yields after each step how many rows it took. Nobody can add a part to what is deleted in the same step.
     """

@@ -1,6 +1,6 @@
 """Device half of a socket: who the device is, whether it is alive, and the answers it owes.
 
-Nothing here waits for a device's answer: the link that sent the call waits, and is told through its reply.
+Nothing here waits for a device's answer: the link that sent the call waits, and hears of it through its reply.
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ def _sentence_end(text: str, least: int, most: int) -> int:
 
 
 class _Above:
-    """Headings, list items and the table's head row above places of a text, which are asked for in order."""
+    """Headings, list items and the table's head row above places of a text. Call it for places in their order."""
 
     def __init__(self, text: str, units: list[_Unit]) -> None:
         self._text, self._units, self._next = text, units, 0

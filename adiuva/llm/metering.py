@@ -123,7 +123,7 @@ _meter: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 @contextmanager
 def counting_into(meter: Meter) -> Iterator[None]:
-    """Count into the meter what the running task, and those that it starts, ask of models."""
+    """Count into the meter the requests to models of the running task, and of those that it starts."""
     token = _meter.set(meter)
     try:
         yield
