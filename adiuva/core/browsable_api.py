@@ -3,13 +3,13 @@
 A view may say more about its page:
 
     page_for_people       True: the whole page is in the user's language: name, description, labels, helps, choices.
-                          Else it is for those who write programs, and all of it is in English, as OpenAPI is
+                          Otherwise it is for people who write programs, and all of it is in English, like OpenAPI
     page_actions(data)    [PageAction]: buttons that POST, on the page of one object and at its row of a list
     page_rows(data)       [PageRow]: what the page of one object lists below it
     page_figures(data)    [(label, text)]: figures of the answer that people want to read without counting digits
     page_without_form     the actions that take no body
-    page_row_detail       the name of the route of a row, where its view set has none
-    page_row_delete       the name of the route at which a row of its list is deleted, likewise
+    page_row_detail       the name of a row's route, if its view set has none
+    page_row_delete       the name of the route that deletes a row of its list, if its view set has none
 """
 
 from __future__ import annotations
