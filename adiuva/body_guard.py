@@ -260,7 +260,7 @@ def _bounded(receive: Receive, bound: int) -> Receive:
     async def receive_bounded() -> Any:
         nonlocal read, complete
         if complete:
-            return await receive()  # waits for the sender's disconnection, which may take as long as the answer
+            return await receive()  # the sender's disconnection, which may take as long as the answer
         try:
             async with asyncio.timeout(SILENCE_S):
                 message = await receive()

@@ -335,9 +335,7 @@ SSO_SESSION_HOURS = _sso.integer(
 )
 
 # ── Mail ────────────────────────────────────────────────────────────────────────────────────────────────
-_mail = Section(
-    "Mail", "The server's mails to users: confirmations of addresses, new passwords, notices."
-)
+_mail = Section("Mail", "The server's mails to users: confirmations of addresses, new passwords, notices.")
 MAIL_URL = _mail.text(
     "ADIUVA_MAIL_URL",
     "",
@@ -626,9 +624,7 @@ GRAPH_API = _integrations.endpoint(
 )
 
 # ── Vault ───────────────────────────────────────────────────────────────────────────────────────────────
-_vault = Section(
-    "Vault", "The store of clients' backups and large records, which they have sealed."
-)
+_vault = Section("Vault", "The store of clients' backups and large records, which they have sealed.")
 STORE = _vault.text(
     "ADIUVA_STORE",
     "",

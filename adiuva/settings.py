@@ -262,7 +262,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 ACCESS_TOKEN_LIFE = timedelta(seconds=env.ACCESS_TOKEN_S.read())
 SESSION_LIFE = timedelta(days=60)  # lifetime of a refresh token that nobody uses
-REFRESH_GRACE = timedelta(seconds=30)  # a used refresh token is accepted this long, in case its answer was lost
+REFRESH_GRACE = timedelta(seconds=30)  # how long a used refresh token is accepted: its answer may be lost
 TICKET_LIFE = timedelta(seconds=30)
 LOGIN_URL = "sign-in"
 LOGIN_REDIRECT_URL = "account"

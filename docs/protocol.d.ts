@@ -13,7 +13,7 @@ export interface AgentCancel {
   run_id: string;
 }
 
-/** `errors` names what the device could not read: a sentence, or `{path, reason}`. `passed_over`: files of kinds that cannot be read and were not asked for by name, as suffix → number. */
+/** `errors` names the files that the device could not read: a sentence, or `{path, reason}`. `passed_over`: files of kinds that cannot be read and were not asked for by name, as suffix → number. */
 export interface AgentComplete {
   type: "agent_complete";
   run_id: string;
@@ -33,7 +33,7 @@ export interface AgentData {
   batch?: number | null;
 }
 
-/** The answer to one `agent_manifest`: what of it is to be sent. An empty list asks for nothing. (protocol 2) */
+/** The answer to one `agent_manifest`: the files that are to be sent. An empty list asks for nothing. (protocol 2) */
 export interface AgentFetch {
   type: "agent_fetch";
   run_id: string;
@@ -109,7 +109,7 @@ export interface ApprovalResponse {
 
 export type ClientFrame = DeviceHello | Pong | ToolResult | ToolBatchResult | AgentManifest | AgentData | AgentComplete | HomeRequest | FloatingRequest | RequestCancel | RequestSteer | StreamResume | ApprovalResponse;
 
-/** A conversation has a new message whose stream this device has not got; `seq`: its place. (protocol 2) */
+/** A conversation has a new message, and this device has not received its stream. `seq`: the message's place. (protocol 2) */
 export interface ConversationChanged {
   type: "conversation_changed";
   conversation_id: string;
@@ -213,7 +213,7 @@ export interface Mutation {
   data: Record<string, unknown>;
 }
 
-/** Where a record is from that an agent found. (protocol 2) */
+/** Origin of a record that an agent found. (protocol 2) */
 export interface Origin {
   run_id: string;
   /** the file or mail it was found in, as the run's journal names it */
@@ -241,7 +241,7 @@ export interface RequestSteer {
   message: string;
 }
 
-/** A run has ended that was started from a chat, or that its agent tells of; a conversation says so. (protocol 2) */
+/** The end of a run that was started from a chat, or that its agent tells of; a conversation says so. (protocol 2) */
 export interface RunEnded {
   type: "run_ended";
   run_id: string;
@@ -411,13 +411,13 @@ export interface Usage {
   input_tokens?: number;
   output_tokens?: number;
   model_calls?: number;
-  /** Of the input, what the provider had in its cache; absent if it says nothing of it. */
+  /** The part of the input that the provider had in its cache; absent if it does not say. */
   cached_tokens?: number | null;
   /** The model that gave the answer, as the server's settings name it. */
   model?: string | null;
-  /** What it cost, in millionths of the server's currency; absent if the model has no price. */
+  /** The cost, in millionths of the server's currency; absent if the model has no price. */
   cost_micro?: number | null;
-  /** Of the month's allowance for models; absent if nothing limits it. */
+  /** The percentage left of the month's allowance for models; absent if nothing limits it. */
   percent_left?: number | null;
 }
 

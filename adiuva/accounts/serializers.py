@@ -106,8 +106,12 @@ class AddressChangeSerializer(ConfirmationSerializer):
 class SecondFactorLoginSerializer(serializers.Serializer[Any]):
     """The ticket and one of the rest."""
 
-    ticket = serializers.CharField(max_length=500, help_text="The ticket of the answer `second_factor_required`.")
-    code = serializers.CharField(required=False, default="", max_length=20, help_text="The code that the app shows.")
+    ticket = serializers.CharField(
+        max_length=500, help_text="The ticket of the answer `second_factor_required`."
+    )
+    code = serializers.CharField(
+        required=False, default="", max_length=20, help_text="The code that the app shows."
+    )
     recovery_code = serializers.CharField(required=False, default="", max_length=60)
     passkey = PasskeyAnswerSerializer(required=False, allow_null=True, default=None)
 

@@ -455,7 +455,8 @@ class Usage(Sent):
         description="The cost, in millionths of the server's currency; absent if the model has no price.",
     )
     percent_left: int | None = Field(
-        default=None, description="The percentage left of the month's allowance for models; absent if nothing limits it."
+        default=None,
+        description="The percentage left of the month's allowance for models; absent if nothing limits it.",
     )
 
 

@@ -125,7 +125,7 @@ class Postgres:
 
     def _binaries(self, owner: Owner | None) -> Path:
         """Return the folder of the executables: the wheel's, or a copy of it that their user can read."""
-        spec = importlib.util.find_spec(_WHEEL)  # found but not imported, because an import has effects of its own
+        spec = importlib.util.find_spec(_WHEEL)  # found, not imported: an import has effects of its own
         if spec is None or spec.origin is None:
             raise StackError(
                 "PostgreSQL's binaries are missing: install requirements.txt or set DATABASE_URL"

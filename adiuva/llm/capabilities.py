@@ -106,7 +106,7 @@ async def send_adapted(
             )
             sheddable = used - ({Feature.TOOLS} & taken)
             if on_trial in used:
-                more, why = frozenset({on_trial}), _REFUSED  # refused for the second time, so it was the reason
+                more, why = frozenset({on_trial}), _REFUSED  # refused again, so it was the reason
             elif named := next(
                 (each for each in _WORDS if each in sheddable and _names(refusal, each)), None
             ):

@@ -176,7 +176,8 @@ def take(whole: Whole, *, instead_of: int = 0) -> None:
         raise UploadExpired from None
     if not limits.amounts().keep(whole.reservation, whole.size, instead_of=instead_of):
         raise UploadExpired
-    Upload.objects.filter(pk=upload.pk).update(object=None)  # handed on, so that nothing is queued when the row goes
+    # The object is handed on, so that nothing is queued when the row goes.
+    Upload.objects.filter(pk=upload.pk).update(object=None)
     Upload.objects.filter(pk=upload.pk).delete()
 
 

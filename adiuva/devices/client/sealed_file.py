@@ -26,7 +26,8 @@ _TAG: Final = 16
 _LOG_N: Final = 17  # 128 MiB and about half a second
 _ALLOWED_LOG_N: Final = range(14, 21)
 BEGINNING: Final = _HEADER.size + _TAG  # these bytes show whether a passphrase is right
-_CHECK: Final = b"\xff" * 12  # the nonce of the text that shows whether the passphrase is right; no chunk has it
+# The nonce of the text that shows whether the passphrase is right; no chunk has it.
+_CHECK: Final = b"\xff" * 12
 
 
 class WrongPassphrase(DeviceError):

@@ -127,7 +127,8 @@ class Client:
         name = hashlib.sha256(f"{address.base} {email}".encode()).hexdigest()[:32]
         self._file = state_dir() / "chats" / f"{name}.json"
         self.is_demo = False
-        self.undoes_message = True  # True: undo the message, not a suggestion that was approved or changed since
+        # False once a suggestion was approved or changed since the message: that is undone first.
+        self.undoes_message = True
         self._credentials = {"email": email, "password": password}
         self._token = ""
         self.said = self._read()
