@@ -351,7 +351,8 @@ class Passkey(models.Model):
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="passkeys")
     credential_id = models.BinaryField(unique=True)
     credential = models.BinaryField()  # fido2's AttestedCredentialData: nothing in it is secret
-    sign_count = models.BigIntegerField(default=0)  # a device's count of uses; one that goes back shows a copy
+    # Some devices count their uses; a count that goes back shows a copy.
+    sign_count = models.BigIntegerField(default=0)
     name = SealedTextField()
     created_at = models.DateTimeField(default=now)
     last_used_at = models.DateTimeField(null=True)
