@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import re
 import time
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.conf import settings
@@ -366,6 +368,13 @@ def confirmed(request: Request) -> Call:
 # ── Set up ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def next_weekday(zone: str, *, hour: int) -> dt.date:
+    """Return the next day from Monday to Friday on which that hour is yet to come."""
+    now = dt.datetime.now(ZoneInfo(zone))
+    days = (now.date() + dt.timedelta(days=days) for days in range(now.hour >= hour, 5))
+    return next(day for day in days if day.weekday() < 5)
+
+
 async def test_an_agent_is_tried_out_and_made_after_a_yes_as_the_question_says(
     desk: DeviceOwner, provider: Provider
 ) -> None:
@@ -393,7 +402,7 @@ async def test_an_agent_is_tried_out_and_made_after_a_yes_as_the_question_says(
             "Make the agent “Clients”: ",
             f"read {desk.folder} on “",
             "of the files .md; look for “what is to be done”; suggest tasks; ",
-            "every weekday at 08:00 (Europe/Rome), next Mon ",
+            f"every weekday at 08:00 (Europe/Rome), next {next_weekday('Europe/Rome', hour=8):%a} ",
             "missed times are caught up on within 6 hours",
         ):
             assert part in first.text, first.text
