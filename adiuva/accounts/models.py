@@ -393,7 +393,7 @@ class WrappedKey(models.Model):
 
 
 class UserKey(WrappedKey):
-    """Wrapped key itself, or a marker that the key is in the keys' own database (SeparateKey).
+    """A user's wrapped key, or a marker that says it is in the separate database for keys (SeparateKey).
 
     If there is a marker but no key, no new key may be made: existing data would become unreadable.
     """

@@ -43,7 +43,7 @@ _RELATIVE_DAYS = {
     **dict.fromkeys(("tomorrow", "morgen", "demain", "domani"), 1),
 }
 _EARLIEST, _LATEST = date(1970, 1, 1), date(2199, 12, 31)
-# A date without a year that lies further back than this means the next year.
+# A date without a year is one of the next year if in this year it lies further back than this.
 _MAX_PAST = timedelta(days=90)
 
 

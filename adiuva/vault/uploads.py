@@ -157,7 +157,7 @@ def complete(user_id: uuid.UUID, upload_id: uuid.UUID, purpose: str, checksum: b
 
 
 def _read_back(upload: Upload, lease: Lease[Upload]) -> bytes:
-    """Return the checksum of bytes that several requests brought, read from the store."""
+    """Return the checksum of an upload that came in several requests: reads it back from the store."""
     assert upload.object is not None
     digest, renewed = hashlib.sha256(), time.monotonic()
     for piece in store().read(upload.object, 0, upload.length):

@@ -219,7 +219,7 @@ class PluginVersion(Leased):
         REVOKED = "revoked"
 
     UNCHECKED = (State.SUBMITTED, State.CHECKING)
-    # States behind an approval, which is why these have a signature.
+    # States that come after an approval, which signs the version.
     SIGNED = (State.APPROVED, State.LISTED, State.YANKED, State.REVOKED)
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

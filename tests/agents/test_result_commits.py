@@ -296,7 +296,10 @@ async def test_a_delivery_that_fails_fails_for_all_documents_in_it() -> None:
 
 
 async def test_a_delivery_that_is_cancelled_leaves_nobody_waiting() -> None:
-    group = GroupDelivery(lambda _: asyncio.Event().wait())  # type: ignore[arg-type, return-value]
+    async def never(_: Sequence[FoundRecords]) -> None:
+        await asyncio.Event().wait()
+
+    group = GroupDelivery(never)
     lanes = [asyncio.create_task(group.deliver(FoundRecords([], path))) for path in ("one", "two")]
     await asyncio.sleep(0.01)
     lanes[0].cancel()

@@ -27,7 +27,7 @@ Connection = psycopg.Connection[Any]
 class _JSONLoader(JsonbBinaryLoader):
     """Loader for prepared statements, which gives JSON as values. Django's own gives text, which its fields parse."""
 
-    _loads = orjson.loads  # type: ignore[assignment]  # takes what json.loads takes
+    _loads = orjson.loads  # type: ignore[assignment]  # jsonb has no NaN, in which json.loads would differ
 
 
 class DatabaseOperations(operations.DatabaseOperations):
