@@ -91,12 +91,12 @@ MIDDLEWARE = [
     "adiuva.core.origins.CorsMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "adiuva.core.browsers.SessionMiddleware",
+    "adiuva.core.browser_middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
-    "adiuva.core.browsers.AuthenticationMiddleware",
+    "adiuva.core.browser_middleware.AuthenticationMiddleware",
     "adiuva.accounts.browser_sessions.BrowserSessions",
-    "adiuva.core.browsers.MessageMiddleware",
+    "adiuva.core.browser_middleware.MessageMiddleware",
 ]
 ROOT_URLCONF = "adiuva.urls"
 ASGI_APPLICATION = "adiuva.asgi.application"

@@ -22,7 +22,7 @@ from django.utils import timezone
 from adiuva.accounts import services
 from adiuva.accounts.models import Session, User
 from adiuva.accounts.sign_in_rules import Way
-from adiuva.core.browsers import has_token
+from adiuva.core.browser_middleware import has_token
 from adiuva.core.pruning import delete_in_batches
 
 _KEY: Final = "adiuva_session"  # in Django's session: the id of ours
