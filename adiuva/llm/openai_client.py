@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
-from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -59,7 +58,7 @@ class OpenAIChat(EndpointChat):
             if Feature.STREAM_USAGE not in refused:
                 body["stream_options"] = {"include_usage": True}
         timeout_s = settings.MODEL_TIMEOUT_S
-        async with self._endpoint.post("chat/completions", body, _stream_timeout(timeout_s)) as response:
+        async with self._endpoint.post("chat/completions", body, silence_s=timeout_s) as response:
             if response.content_type == "application/json":  # the endpoint does not stream
                 raw = b"".join([piece async for piece in transport.chunks(response, timeout_s)])
                 yield _deltas_of_whole_answer(raw)
@@ -118,11 +117,6 @@ class OpenAIEmbeddings(EmbeddingModel):
         body = {"model": model, "input": texts, "encoding_format": "float"}
         answer = await self._endpoint.post_json("embeddings", body)
         return openai_format.parse_embeddings(answer, len(texts)), openai_format.embedding_tokens(answer)
-
-
-@lru_cache(maxsize=8)
-def _stream_timeout(silence_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=transport.CONNECT_TIMEOUT_S, sock_read=silence_s)
 
 
 def _deltas_of_whole_answer(raw: bytes) -> list[Delta]:

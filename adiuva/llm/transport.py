@@ -1,4 +1,4 @@
-"""HTTP to a model's endpoint: a session and concurrency limits per event loop, bounded answers, our errors."""
+"""HTTP to a model's endpoint: connections and concurrency limits per event loop, bounded answers, our errors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from adiuva.core.http import BodyTooLarge, backoff_s, read_bounded
 from adiuva.core.per_loop import PerLoop
 from adiuva.llm import errors
 from adiuva.llm.concurrency import AdaptiveLimit
+from adiuva.llm.http_request import Answer, Target
 from adiuva.llm.openai_format import loads
 from adiuva.llm.streamed_body import Body, ReadBody, StreamedBody, StreamingConnector, StreamingProtocol
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BODY_BYTES = 64 * 1024
 MAX_LOOK_UP_BYTES = 4 * 1024 * 1024
-CONNECT_TIMEOUT_S = 10.0
 _LOOK_UP_TIMEOUT_S = 3.0
 MAX_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.5
@@ -44,35 +44,31 @@ log = structlog.get_logger(__name__)
 
 
 class _Connections:
-    """HTTP session of one event loop, and its concurrency limits by endpoint."""
+    """HTTP connections of one event loop, and its concurrency limits by endpoint."""
 
     def __init__(self) -> None:
         self.limits: dict[str, AdaptiveLimit] = {}
         self.streams: dict[str, FairLimit] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._connector: StreamingConnector | None = None
 
     @property
-    def session(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                connector=StreamingConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=300),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": "adiuva", "Accept-Encoding": "identity"},
-            )
-        return self._session
+    def connector(self) -> StreamingConnector:
+        if self._connector is None or self._connector.closed:
+            self._connector = StreamingConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=300)
+        return self._connector
 
     async def aclose(self) -> None:
         await asyncio.gather(*(limit.aclose() for limit in self.limits.values()))
-        if self._session is not None:
-            await self._session.close()
+        if self._connector is not None:
+            await self._connector.close()
 
 
 _connections = PerLoop(_Connections)
 
 
-def session() -> aiohttp.ClientSession:
-    """Return the running event loop's HTTP session."""
-    return _connections.get().session
+def connector() -> StreamingConnector:
+    """Return the running event loop's HTTP connections."""
+    return _connections.get().connector
 
 
 def concurrency_limit(endpoint: str) -> AdaptiveLimit:
@@ -138,10 +134,15 @@ class Endpoint:
             raise errors.ModelNotConfigured("the model's api_base is not a plain http or https address")
         self._base = url
         self.name = str(url.with_query(None)).rstrip("/")
-        self._urls: dict[str, URL] = {}
-        self._headers = {"Content-Type": "application/json"}
+        self._targets: dict[str, Target] = {}
+        self._headers = {"User-Agent": "adiuva", "Accept": "*/*", "Accept-Encoding": "identity"}
+        self._headers["Content-Type"] = "application/json"
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        try:
+            Target("GET", url, self._headers)
+        except ValueError:
+            raise errors.ModelNotConfigured("the model's api_key holds control characters") from None
 
     @property
     def host(self) -> str:
@@ -149,61 +150,61 @@ class Endpoint:
 
     async def post_json(self, path: str, body: dict[str, Any]) -> Any:
         """POST a body; return the JSON of the answer."""
-        timeout = aiohttp.ClientTimeout(total=settings.MODEL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
-        async with self.post(path, body, timeout) as response:
-            return await _json(response)
+        try:
+            async with asyncio.timeout(settings.MODEL_TIMEOUT_S), self.post(path, body) as answer:
+                return await _json(answer)
+        except TimeoutError as error:
+            raise _model_error(error) from None
 
     async def look_up(self, path: str) -> Any:
         """GET a path beside the model's. Returns its JSON, or None if the endpoint lacks it or answers slowly."""
         url = self._base.joinpath("") / path if not path.startswith("../") else self._base.parent / path[3:]
-        timeout = aiohttp.ClientTimeout(total=_LOOK_UP_TIMEOUT_S)
         try:
-            async with session().get(
-                url, headers=self._headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                if response.status != 200:
-                    return None
-                return loads(await read_bounded(chunks(response), MAX_LOOK_UP_BYTES))
-        except (aiohttp.ClientError, TimeoutError, ValueError, BodyTooLarge) as error:
+            async with asyncio.timeout(_LOOK_UP_TIMEOUT_S):
+                answer = await Target("GET", url, self._headers).send(connector())
+                try:
+                    if answer.status != 200:
+                        return None
+                    return loads(await read_bounded(chunks(answer), MAX_LOOK_UP_BYTES))
+                finally:
+                    answer.release()
+        except (aiohttp.ClientError, errors.ModelGarbled, TimeoutError, ValueError, BodyTooLarge) as error:
             log.info("model.look_up_failed", endpoint=self.name, path=path, error=type(error).__name__)
             return None
 
     @asynccontextmanager
     async def post(
-        self, path: str, body: dict[str, Any], timeout: aiohttp.ClientTimeout
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """POST a body; the context is a successful answer with its body unread.
+        self, path: str, body: dict[str, Any], *, silence_s: float | None = None
+    ) -> AsyncIterator[Answer]:
+        """POST a body; the context is a successful answer with its body unread. Raises ModelTimeout after `silence_s`
+        without a byte.
 
         Leaving the context early closes the connection at once.
         """
-        if (url := self._urls.get(path)) is None:
-            url = self._urls[path] = self._base.joinpath(path).with_query(self._base.query)
+        if (target := self._targets.get(path)) is None:
+            url = self._base.joinpath(path).with_query(self._base.query)
+            target = self._targets[path] = Target("POST", url, self._headers)
         try:
-            response = await session().post(
-                url, data=orjson.dumps(body), headers=self._headers, timeout=timeout, allow_redirects=False
-            )
+            answer = await target.send(connector(), orjson.dumps(body), silence_s=silence_s)
             try:
-                if response.status != 200:
-                    raise await _error_response(response)
-                yield response
+                if answer.status != 200:
+                    raise await _error_of(answer)
+                yield answer
             finally:
-                # The connection returns to the pool if the body was read to its end, and is closed otherwise.
-                response.release()
+                answer.release()
         except (aiohttp.ClientError, TimeoutError) as error:
-            # Not `from error`, because aiohttp's errors can hold the request's headers, which contain the key.
+            # Not `from error`, because the errors of aiohttp can hold more than may be logged.
             raise _model_error(error) from None
 
 
-async def chunks(
-    response: aiohttp.ClientResponse, silence_s: float | None = None
-) -> AsyncGenerator[bytes, None]:
+async def chunks(answer: Answer, silence_s: float | None = None) -> AsyncGenerator[bytes, None]:
     """Yield the body as it is read from the socket. Raises TimeoutError when nothing arrives for `silence_s`."""
     # A short answer is there as a whole.
-    is_whole = response.content.is_eof()
-    watch = None if silence_s is None or is_whole else _SilenceTimer(response, silence_s)
+    is_whole = answer.content.is_eof()
+    watch = None if silence_s is None or is_whole else _SilenceTimer(answer, silence_s)
     size = 0
     try:
-        while piece := await (watch or response.content).readany():
+        while piece := await (watch or answer.content).readany():
             size += len(piece)
             if size > MAX_ANSWER_BYTES:
                 raise errors.ModelGarbled("the model's answer is too long")
@@ -214,33 +215,31 @@ async def chunks(
 
 
 @asynccontextmanager
-async def streamed_body(response: aiohttp.ClientResponse, silence_s: float) -> AsyncIterator[Body]:
+async def streamed_body(answer: Answer, silence_s: float) -> AsyncIterator[Body]:
     """Return the body of an answer that is shown as it comes.
 
     Its readers get TimeoutError when nothing arrives for `silence_s`.
     """
-    protocol = response.connection.protocol if response.connection is not None else None
-    headers = response.headers
+    protocol, headers = answer.protocol, answer.headers
     is_plain = headers.get("Transfer-Encoding", "").lower() == "chunked" and "Content-Encoding" not in headers
     if is_plain and isinstance(protocol, StreamingProtocol):
-        body = StreamedBody(protocol, response.content, silence_s=silence_s, max_bytes=MAX_ANSWER_BYTES)
+        body = StreamedBody(protocol, answer.content, silence_s=silence_s, max_bytes=MAX_ANSWER_BYTES)
         try:
             if body.begin():
                 yield body
                 return
         finally:
             body.close()
-    async with aclosing(chunks(response, silence_s)) as pieces:
-        yield ReadBody(pieces, response.content)
+    async with aclosing(chunks(answer, silence_s)) as pieces:
+        yield ReadBody(pieces, answer.content)
 
 
 class _SilenceTimer:
     """Timer that ends the wait for a silent stream. aiohttp's sock_read would start one timer per read."""
 
-    def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
-        self._content, self._quiet_s = response.content, silence_s
-        if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = None
+    def __init__(self, answer: Answer, silence_s: float) -> None:
+        self._content, self._quiet_s = answer.content, silence_s
+        answer.protocol.read_timeout = None
         self._loop = asyncio.get_running_loop()
         self._waiting_since: float | None = None
         self._timer = self._loop.call_later(silence_s, self._check)
@@ -264,25 +263,25 @@ class _SilenceTimer:
         self._timer.cancel()
 
 
-async def _json(response: aiohttp.ClientResponse) -> Any:
+async def _json(answer: Answer) -> Any:
     try:
-        return loads(b"".join([piece async for piece in chunks(response)]))
+        return loads(b"".join([piece async for piece in chunks(answer)]))
     except ValueError:
         raise errors.ModelGarbled(
             "the model's address answers, but not with JSON: check the api_base"
         ) from None
 
 
-async def _error_response(response: aiohttp.ClientResponse) -> errors.ModelError:
+async def _error_of(answer: Answer) -> errors.ModelError:
     raw, body = b"", None
     try:
-        raw = await read_bounded(chunks(response), MAX_ERROR_BODY_BYTES)
+        raw = await read_bounded(chunks(answer), MAX_ERROR_BODY_BYTES)
         body = loads(raw)
     except BodyTooLarge as large:
         raw = large.head
     except (aiohttp.ClientError, TimeoutError, ValueError):
         pass  # the status is sufficient
-    return errors.from_status(response.status, body, response.headers, text=raw.decode("utf-8", "replace"))
+    return errors.from_status(answer.status, body, answer.headers, text=raw.decode("utf-8", "replace"))
 
 
 def _model_error(error: Exception) -> errors.ModelError:
@@ -290,8 +289,6 @@ def _model_error(error: Exception) -> errors.ModelError:
         return errors.ModelTimeout("the model did not answer in time")
     if isinstance(error, aiohttp.ClientPayloadError):
         return errors.ModelInterrupted("the model's answer broke off")
-    if isinstance(error, aiohttp.ClientResponseError):
-        return errors.ModelGarbled("the model's address does not answer in HTTP")
     if isinstance(error, aiohttp.ClientSSLError):
         return errors.ModelRejected("no secure connection to the model: its certificate is not trusted")
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -300,7 +300,7 @@ async def test_a_request_that_waits_for_its_retry_frees_its_slot(
     assert (await first).text == "first, at last"
 
 
-def test_each_event_loop_has_a_session_of_its_own(provider: Provider) -> None:
+def test_each_event_loop_has_connections_of_its_own(provider: Provider) -> None:
     model = llm.chat_model(provider.settings())
     assert model is llm.chat_model(provider.settings())
 
@@ -432,9 +432,7 @@ async def test_a_connection_serves_the_next_request_after_a_stream(
 ) -> None:
     for _ in range(3):
         await everything(model)
-    session = transport.session()
-    assert session.connector is not None
-    assert len(session.connector._conns) == 1  # one idle connection, used three times
+    assert len(transport.connector()._conns) == 1  # one idle connection, used three times
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -707,6 +705,14 @@ def test_an_unusable_address_is_refused_without_repeating_it(base: str) -> None:
     with pytest.raises(llm.ModelNotConfigured) as caught:
         llm.chat_model({"model": "openai/x", "api_base": base})
     assert base not in str(caught.value)
+
+
+def test_a_key_that_would_end_its_header_is_refused_without_repeating_it() -> None:
+    with pytest.raises(llm.ModelNotConfigured) as caught:
+        llm.chat_model(
+            {"model": "openai/x", "api_base": "http://host/v1", "api_key": "secret\r\nX-More: yes"}
+        )
+    assert "secret" not in str(caught.value)
 
 
 async def test_the_query_of_an_address_is_kept(provider: Provider) -> None:
