@@ -112,9 +112,7 @@ def _spend_all(user: UUID, budget: int) -> None:
     from billing.months import month_of
 
     month = month_of(timezone.now(), ZoneInfo("UTC"))
-    Allowance.objects.create(
-        scope="user", user_id=user, starts_at=month.starts_at, ends_at=month.ends_at, spent=budget
-    )
+    Allowance.objects.create(scope="user", user_id=user, month=month.first_day, spent=budget)
 
 
 async def _refusals(device: Device) -> None:

@@ -168,10 +168,10 @@ class UseAdmin(ReadOnlyAdmin):
 
 @admin.register(Allowance)
 class AllowanceAdmin(ReadOnlyAdmin):
-    list_display = ["id", "account", "scope", "starts_at", "ends_at", "spent", "reserved", "added"]
+    list_display = ["id", "account", "scope", "month", "spent", "reserved", "added"]
     search_keys = ("user_id", "agent")
     ordering = ["-id"]
-    fields = ["user", "scope", "agent", "starts_at", "ends_at", "spent", "reserved", "added", "told_low"]
+    fields = ["user", "scope", "agent", "month", "spent", "reserved", "added", "told_low"]
 
 
 @admin.register(AddedAllowance)

@@ -93,7 +93,7 @@ def _rows_of(windows: dict[Any, Window]) -> dict[Any, int]:
     wanted = Q()
     for (scope, user, agent), window in windows.items():
         owner = Q(user=user) if user else Q(user=None)
-        wanted |= owner & Q(scope=scope, agent=agent, starts_at=window.starts_at)
+        wanted |= owner & Q(scope=scope, agent=agent, month=window.first_day)
 
     def read() -> dict[Any, int]:
         rows = Allowance.objects.filter(wanted).values_list("scope", "user", "agent", "pk")
@@ -103,10 +103,8 @@ def _rows_of(windows: dict[Any, Window]) -> dict[Any, int]:
     if missing := windows.keys() - found.keys():
         Allowance.objects.bulk_create(
             [
-                Allowance(
-                    scope=key[0], user_id=key[1], agent=key[2], starts_at=at.starts_at, ends_at=at.ends_at
-                )
-                for key, at in windows.items()
+                Allowance(scope=key[0], user_id=key[1], agent=key[2], month=window.first_day)
+                for key, window in windows.items()
                 if key in missing
             ],
             ignore_conflicts=True,
@@ -151,7 +149,7 @@ def additions_to(user_id: UUID, window: Window) -> list[AddedAllowance]:
 
 def status_of(user_id: UUID, tier: str, window: Window) -> dict[str, int | None]:
     """Return how much of a user's month may be spent, is spent, and is held."""
-    row = Allowance.objects.filter(scope="user", user=user_id, starts_at=window.starts_at).first()
+    row = Allowance.objects.filter(scope="user", user=user_id, month=window.first_day).first()
     spent, reserved, added = (row.spent, row.reserved, row.added) if row else (0, 0, 0)
     budget = plans.plan_of(tier).budget_micro if settings.PLANS else None
     limit = None if budget is None else budget + added

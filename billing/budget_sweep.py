@@ -61,4 +61,5 @@ def _settle(hold: Hold) -> bool:
 
 def delete_old() -> int:
     """Delete months past their retention. Returns how many rows."""
-    return delete_in_batches(Allowance.objects.filter(ends_at__lt=Now() - _KEPT).order_by("ends_at"))
+    before = dt.datetime.now(dt.UTC).date() - _KEPT
+    return delete_in_batches(Allowance.objects.filter(month__lt=before).order_by("month"))

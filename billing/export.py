@@ -36,7 +36,7 @@ def _uses(user_id: UUID) -> Iterator[dict[str, Any]]:
 
 def _allowances(user_id: UUID) -> Iterator[dict[str, Any]]:
     shown = exported_columns(Allowance, but=["user"])
-    yield from Allowance.objects.filter(user=user_id).order_by("starts_at", "id").values(*shown)
+    yield from Allowance.objects.filter(user=user_id).order_by("month", "id").values(*shown)
 
 
 def _additions(user_id: UUID) -> Iterator[dict[str, Any]]:

@@ -307,19 +307,19 @@ class Allowance(models.Model):
     # No index of its own: in the unique constraint it follows the scope, which has five values.
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="allowances", null=True)
     agent = models.UUIDField(null=True, help_text="no reference: the figures outlive the agent")
-    starts_at = models.DateTimeField()
-    ends_at = models.DateTimeField(help_text="when the next one begins")
+    # A date, not the moment at which it begins in the user's zone: another zone must not bring another allowance.
+    month = models.DateField(help_text="the first day of the month it is for")
     spent = models.PositiveBigIntegerField(default=0, help_text="millionths of the currency")
     reserved = models.PositiveBigIntegerField(default=0)
     added = models.PositiveBigIntegerField(default=0, help_text="what staff gave on top, for this month")
     told_low = models.BooleanField(default=False, help_text="whether the user was told that little is left")
 
     class Meta:
-        ordering = ["-starts_at", "-id"]
-        indexes = [models.Index(fields=["ends_at"], name="allowances_by_end")]
+        ordering = ["-month", "-id"]
+        indexes = [models.Index(fields=["month"], name="allowances_by_month")]
         constraints = [
             models.UniqueConstraint(
-                fields=["scope", "user", "agent", "starts_at"],
+                fields=["scope", "user", "agent", "month"],
                 name="one_allowance_a_month",
                 nulls_distinct=False,
             ),
@@ -327,7 +327,7 @@ class Allowance(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.scope} {self.starts_at:%Y-%m-%d}"
+        return f"{self.scope} {self.month:%Y-%m}"
 
 
 class AddedAllowance(models.Model):

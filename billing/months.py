@@ -35,6 +35,11 @@ def month_of(now: dt.datetime, zone: ZoneInfo, day: int = 1) -> Window:
     return Window(start, _midnight(year, month, day, zone))
 
 
+def whole_month(first_day: dt.date, zone: ZoneInfo) -> Window:
+    """Return the month of the calendar that begins on this day."""
+    return month_of(dt.datetime.combine(first_day, dt.time(12), zone), zone)
+
+
 def _midnight(year: int, month: int, day: int, zone: ZoneInfo) -> dt.datetime:
     last = calendar.monthrange(year, month)[1]
     return dt.datetime(year, month, min(day, last), tzinfo=zone)

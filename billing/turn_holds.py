@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from psycopg.types.numeric import Int8
 
 from billing.allowances import Limits
-from billing.months import Window
+from billing.months import whole_month
 
 # From this percentage on, a user is told that little is left.
 LOW_PERCENT: Final = 80
@@ -27,12 +28,12 @@ _HELD_REQUESTS: Final = 3
 # timezone) and `claimed`. If they grant nothing, the first request reserves its own cost.
 CLAIM_SQL: Final = """
 month AS (
-    SELECT allowance.id, allowance.starts_at, allowance.ends_at, allowance.spent, allowance.reserved,
-        allowance.told_low, plan.budget_micro, plan.budget_micro + allowance.added AS cap, plan.turn_micro
+    SELECT allowance.id, allowance.month, allowance.spent, allowance.reserved, allowance.told_low, plan.budget_micro,
+        plan.budget_micro + allowance.added AS cap, plan.turn_micro
     FROM claimed CROSS JOIN owner JOIN billing_plan AS plan ON plan.tier = owner.tier
     JOIN billing_allowance AS allowance ON allowance.user_id = owner.id AND allowance.scope = 'user'
         AND allowance.agent IS NULL
-        AND allowance.starts_at = date_trunc('month', now() AT TIME ZONE owner.timezone) AT TIME ZONE owner.timezone
+        AND allowance.month = date_trunc('month', now() AT TIME ZONE owner.timezone)::date
     WHERE plan.budget_micro IS NOT NULL
     FOR NO KEY UPDATE OF allowance
 ),
@@ -52,7 +53,7 @@ held AS (
     FROM granted, owner
 )
 """
-CLAIM_COLUMNS: Final = "granted.id, starts_at, ends_at, budget_micro, turn_micro, spent, cap, low"
+CLAIM_COLUMNS: Final = "granted.id, granted.month, budget_micro, turn_micro, spent, cap, low"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,12 @@ def wish_for_turn() -> Wish | None:
     return Wish(uuid.uuid4(), _HELD_REQUESTS * most, model)
 
 
-def held(wish: Wish, row: Sequence[Any]) -> Held | None:
-    """Return the money that CLAIM_SQL has held, from the values of CLAIM_COLUMNS."""
-    allowance, starts_at, ends_at, budget, each, spent, cap, is_low = row
+def held(wish: Wish, row: Sequence[Any], zone: str) -> Held | None:
+    """Return the money that CLAIM_SQL has held, from the values of CLAIM_COLUMNS and the owner's time zone."""
+    allowance, month, budget, each, spent, cap, is_low = row
     if allowance is None:
         return None
-    limits = Limits((allowance,), (budget,), Window(starts_at, ends_at), each)
+    limits = Limits((allowance,), (budget,), whole_month(month, ZoneInfo(zone)), each)
     return Held(wish, limits, spent, cap, is_low)
 
 

@@ -181,7 +181,7 @@ def _insert_claim(
         memory=memory and (request.memory or not starts),
         queued=claimed is None,
         ends_are_due=ends_are_due,
-        held=turn_holds.held(wish, of_month) if wish else None,
+        held=turn_holds.held(wish, of_month, timezone) if wish else None,
     )
 
 

@@ -291,8 +291,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
                 ('scope', models.CharField(choices=[('user', "all that a user's work costs"), ('memory', 'what their memory costs'), ('followups', 'what turns cost that follow up their runs'), ('agent', 'what one agent costs'), ('installation', "what everybody's work costs")], max_length=12)),
                 ('agent', models.UUIDField(help_text='no reference: the figures outlive the agent', null=True)),
-                ('starts_at', models.DateTimeField()),
-                ('ends_at', models.DateTimeField(help_text='when the next one begins')),
+                ('month', models.DateField(help_text='the first day of the month it is for')),
                 ('spent', models.PositiveBigIntegerField(default=0, help_text='millionths of the currency')),
                 ('reserved', models.PositiveBigIntegerField(default=0)),
                 ('added', models.PositiveBigIntegerField(default=0, help_text='what staff gave on top, for this month')),
@@ -300,9 +299,9 @@ class Migration(migrations.Migration):
                 ('user', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='allowances', to=settings.AUTH_USER_MODEL)),
             ],
             options={
-                'ordering': ['-starts_at', '-id'],
-                'indexes': [models.Index(fields=['ends_at'], name='allowances_by_end')],
-                'constraints': [models.UniqueConstraint(fields=('scope', 'user', 'agent', 'starts_at'), name='one_allowance_a_month', nulls_distinct=False), models.CheckConstraint(condition=models.Q(('reserved__gte', 0), ('spent__gte', 0)), name='allowance_not_negative')],
+                'ordering': ['-month', '-id'],
+                'indexes': [models.Index(fields=['month'], name='allowances_by_month')],
+                'constraints': [models.UniqueConstraint(fields=('scope', 'user', 'agent', 'month'), name='one_allowance_a_month', nulls_distinct=False), models.CheckConstraint(condition=models.Q(('reserved__gte', 0), ('spent__gte', 0)), name='allowance_not_negative')],
             },
         ),
         migrations.CreateModel(

@@ -287,11 +287,29 @@ def test_what_is_held_across_midnight_is_settled_in_the_month_it_was_taken_from(
     asyncio.run(request(after, 40))
     for meter in (after, before):
         settle(meter)
-    months = Allowance.objects.filter(user=person.id).order_by("starts_at")
-    assert list(months.values_list("ends_at", "spent", "reserved")) == [
-        (dt.datetime(2026, 10, 31, 23, tzinfo=dt.UTC), 30, 0),
-        (dt.datetime(2026, 11, 30, 23, tzinfo=dt.UTC), 40, 0),
+    months = Allowance.objects.filter(user=person.id).order_by("month")
+    assert list(months.values_list("month", "spent", "reserved")) == [
+        (dt.date(2026, 10, 1), 30, 0),
+        (dt.date(2026, 11, 1), 40, 0),
     ]
+
+
+def test_another_time_zone_brings_no_second_allowance_for_a_month(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = dt.datetime(2026, 11, 15, 12, tzinfo=dt.UTC)
+    monkeypatch.setattr(allowances, "timezone", SimpleNamespace(now=lambda: now))
+    person = somebody()
+    meter = meter_of(person)
+    asyncio.run(request(meter, 10 * CALL, most=10 * CALL))
+    settle(meter)
+    for zone, renews_at in [
+        ("Pacific/Kiritimati", "2026-11-30T10:00+00:00"),
+        ("Pacific/Pago_Pago", "2026-12-01T11:00+00:00"),
+    ]:
+        User.objects.filter(pk=person.id).update(timezone=zone)
+        with pytest.raises(BudgetSpent) as refused:
+            asyncio.run(meter_of(person).admit("a-model", CALL))
+        assert refused.value.retry_at == dt.datetime.fromisoformat(renews_at)
+    assert own_month(person).spent == 10 * CALL
 
 
 def test_a_hold_of_a_deleted_account_goes(settings: Settings) -> None:
@@ -390,6 +408,21 @@ def test_a_turn_of_two_requests_reserves_in_its_claim_and_settles_in_its_end(
     waiting = make_request(person.id, conversation_id=place)
     assert running.held is None and claim(waiting).held is None
     assert own_month(person).reserved == 0
+
+
+def test_a_turn_in_another_time_zone_holds_of_the_same_month_until_its_end_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turn_holds, "_usual", ("a-model", CALL))
+    person, now = somebody(), timezone.now()
+    meter_of(person)._find_limits()
+    zone = "Pacific/Kiritimati" if now.day < 15 else "Pacific/Pago_Pago"  # where it is the same month now
+    User.objects.filter(pk=person.id).update(timezone=zone)
+    held = claim(make_request(person.id)).held
+    assert held is not None and held.limits.ids == (own_month(person).pk,)
+    window = month_of(now, ZoneInfo(zone))
+    assert (held.limits.window.first_day, held.limits.window.ends_at) == (window.first_day, window.ends_at)
+    assert held.limits.window.ends_at.date().day == 1  # as it is said to the user, in their zone
 
 
 def test_nobody_gets_more_than_there_is_and_all_of_it_is_granted(settings: Settings) -> None:

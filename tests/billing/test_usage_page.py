@@ -43,8 +43,7 @@ def spent(person: Person, micro: int, reserved: int = 0) -> None:
     Allowance.objects.create(
         scope="user",
         user_id=person.id,
-        starts_at=window.starts_at,
-        ends_at=window.ends_at,
+        month=window.first_day,
         spent=micro,
         reserved=reserved,
     )

@@ -26,9 +26,7 @@ def somebody_with(left: int) -> Person:
     budget = Plan.objects.get(tier="free").budget_micro
     assert budget is not None
     month = month_of(timezone.now(), ZoneInfo("UTC"))
-    Allowance.objects.create(
-        scope="user", user_id=person.id, starts_at=month.starts_at, ends_at=month.ends_at, spent=budget - left
-    )
+    Allowance.objects.create(scope="user", user_id=person.id, month=month.first_day, spent=budget - left)
     return person
 
 

@@ -144,9 +144,7 @@ def test_where_the_money_for_it_is_used_up_a_notice_tells(db: None, settings: Se
     month = month_of(timezone.now(), ZoneInfo("UTC"))
     budget = Plan.objects.get(tier="free").budget_micro
     assert budget is not None
-    allowance = Allowance.objects.create(
-        scope=scope, user_id=person.id, starts_at=month.starts_at, ends_at=month.ends_at
-    )
+    allowance = Allowance.objects.create(scope=scope, user_id=person.id, month=month.first_day)
     allowance.spent = budget if scope == "user" else budget // 5
     allowance.save()
     watch = ended_run(person.id, place.pk)
