@@ -20,7 +20,7 @@ from typing import Any, Final
 from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.utils import translation
+from django.utils import timezone, translation
 from django.utils.cache import patch_vary_headers
 from django.utils.translation import gettext
 
@@ -139,11 +139,13 @@ def _spoken(value: Any) -> Any:
 
 
 def in_their_language(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
-    """Decorate a page's view, so that it speaks the signed-in user's language, or else the browser's."""
+    """Decorate a page's view, so that it speaks the signed-in user's language, or else the browser's, and its days and
+    times are those of the user's time zone, or else of UTC.
+    """
 
     @wraps(view)
     def speak(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        with speaking_to(request):
+        with speaking_to(request), timezone.override(getattr(request.user, "timezone", None)):
             response = view(request, *args, **kwargs)
             response.headers.setdefault("Content-Language", translation.get_language() or DEFAULT)
         patch_vary_headers(response, ["Accept-Language"])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
+import uuid
 
 import pytest
 from django.test import Client
+from django.utils import timezone
+from django.utils.formats import date_format
 
 from adiuva.accounts.models import User
+from billing import tiers
 from billing.payments.models import Customer, StripeJob
 from tests.billing.payers import Payer
 from tests.factories import somebody
@@ -40,6 +45,17 @@ def test_reasons_and_prices_are_in_the_language_of_the_account(committed_db: str
     browser.force_login(User.objects.get(pk=somebody(locale="de").id))
     shown = browser.post(PAGE, {"act": "portal"}).content.decode()
     assert "Dieses Konto hat kein Abonnement." in shown and "15,00\xa0€" in shown
+
+
+def test_days_are_those_of_the_accounts_time_zone(committed_db: str) -> None:
+    noon = (timezone.now() + dt.timedelta(days=40)).replace(hour=12, minute=0)
+    for zone, days in (("Pacific/Auckland", 1), ("UTC", 0)):
+        person = somebody(timezone=zone)
+        tiers.give(user_id=person.id, tier="pro", until=noon, reason="a trial", by=uuid.uuid4())
+        browser = Client()
+        browser.force_login(User.objects.get(pk=person.id))
+        day = date_format(noon.date() + dt.timedelta(days=days))
+        assert f"Given to you until {day}." in text_of(browser, PAGE)
 
 
 def test_a_plan_is_bought_and_the_page_after_it_knows_before_any_event(payer: Payer) -> None:
