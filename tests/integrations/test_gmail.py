@@ -145,7 +145,9 @@ async def test_labels_senders_and_days_are_asked_for_and_checked(
     caplog.set_level("INFO")
     box = google.mailbox("filters")
     box.labels["Label_7"] = "Clients/Big"
-    day = dt.datetime(2026, 11, 10, 12, tzinfo=dt.UTC).timestamp()
+    # Without a range of days, which comes last here, mails of a bounded time are read.
+    noon = (dt.datetime.now(dt.UTC) - dt.timedelta(days=20)).replace(hour=12)
+    day = noon.timestamp()
     box.add(mail("wanted"), "INBOX", "Label_7", at=day)
     box.add(mail("twice labelled"), "SENT", "Label_7", at=day)
     box.add(mail("other sender", "Max <max@example.com>"), "Label_7", at=day)
@@ -155,7 +157,7 @@ async def test_labels_senders_and_days_are_asked_for_and_checked(
     config = {
         "labels": ["clients/big", "SENT", "No such"],
         "senders": ["bea@example.com"],
-        "date_range": {"from": "2026-11-10", "to": "2026-11-10"},
+        "date_range": {"from": f"{noon:%Y-%m-%d}", "to": f"{noon:%Y-%m-%d}"},
     }
     run = Run()
     items = await run.read(gmail(box), **config)

@@ -167,7 +167,7 @@ async def test_an_expired_delta_link_is_made_good_by_a_list_of_a_bounded_time(gr
 async def test_folders_senders_and_days_are_asked_for_and_checked(graph: Graph) -> None:
     box, run = graph.mailbox("filters"), Run()
     big = box.folder("Big", below=box.folder("Clients", below="id-inbox"))
-    noon = dt.datetime(2026, 11, 10, 12, tzinfo=dt.UTC)
+    noon = day(20).replace(hour=12)
     box.add("wanted", folder=big, at=noon)
     box.add("by its own name", folder="id-archive", at=noon)
     box.add("other sender", folder=big, at=noon, sender="max@example.com")
@@ -176,7 +176,7 @@ async def test_folders_senders_and_days_are_asked_for_and_checked(graph: Graph) 
     config: dict[str, Any] = {
         "labels": ["inbox/clients/big", "Archive", "No such"],
         "senders": ["bea@example.com"],
-        "date_range": {"from": "2026-11-10", "to": "2026-11-10"},
+        "date_range": {"from": f"{noon:%Y-%m-%d}", "to": f"{noon:%Y-%m-%d}"},
     }
     items = await run.read(outlook(box), **config)
     assert sorted(titles(items)) == ["by its own name", "wanted"]
