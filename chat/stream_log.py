@@ -124,9 +124,9 @@ class StreamLogWriter:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run(), name="stream log")
 
-    def discard(self, recording: StreamRecording) -> None:
+    def discard(self, stream: Stream) -> None:
         """Write no more of a turn, since another process does."""
-        self._recordings.discard(recording)
+        self._recordings = {each for each in self._recordings if each.stream is not stream}
 
     def hurry(self) -> None:
         """Write now, because a turn has ended."""

@@ -101,13 +101,14 @@ class LiveTurn:
         self._span: tracing.Span
         self._work: asyncio.Task[None]
         self._task: asyncio.Task[None]
-        self._recording = self._record()
+        self._record()
         if claimed.queued:
             with speaking(claimed.locale):
                 self.output.start(domain_of(request))
                 self.output.status(gettext("After the answer before this one"))
 
     def _new_answer(self) -> TurnAnswer:
+        hooks = self._hooks
         return TurnAnswer(
             self.request,
             self.claimed,
@@ -115,11 +116,11 @@ class LiveTurn:
             output=self.output,
             steers=self._steers,
             notes=self._notes,
-            announce=self._hooks.announce,
-            send_notices=lambda frames: self._hooks.send_notices(frames, None),
+            announce=hooks.announce,
+            send_notices=lambda frames: hooks.send_notices(frames, None),
         )
 
-    def _record(self) -> StreamRecording:
+    def _record(self) -> None:
         request = self.request
         head = {
             "message": request.message,
@@ -137,7 +138,6 @@ class LiveTurn:
             mutations=lambda: self.mutations,
         )
         log_writer().add(recording)
-        return recording
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -171,7 +171,7 @@ class LiveTurn:
 
     def give_away(self) -> list[Listener]:
         """Stop caring for the turn, because another process does. Returns the former listeners."""
-        log_writer().discard(self._recording)
+        log_writer().discard(self.stream)
         self.finish, self.code = (
             "error",
             ServerRestarting.code,
@@ -329,6 +329,7 @@ class LiveTurn:
         followers = self.stream.channels
         self._send_end()
         self._is_stored(saved.end, followers)
+        self._answer.let_go()
 
     def _is_stored(self, end: StoredEnd, told: Collection[str] = ()) -> None:
         """Begin the next turn, and tell devices that lack the answer. `told`: the channels that had it as a stream."""

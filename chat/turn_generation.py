@@ -494,6 +494,14 @@ class TurnAnswer:
             return None
         return NewSummary(self.claimed.summary_upto + fitted.new, fitted.summary)
 
+    def let_go(self) -> None:
+        """Let go of what the answer was worked out with. It refers back to this object and to itself, so all of the
+        turn would stay until a garbage collection.
+        """
+        if self._context is not None:
+            self._context.tool_config = {}
+        self._approvals = self._context = self._agent_work = None
+
     async def wait_for_receipts(self) -> None:
         if self._memory is None:
             return

@@ -34,7 +34,7 @@ class LinkInbox:
     is_remote = False
 
     def __init__(self, link: DeviceLink) -> None:
-        self._link = link
+        self._link: DeviceLink | None = link
         self._layer: Any = None
         self._channel = ""
         self._opening = asyncio.Lock()
@@ -52,50 +52,60 @@ class LinkInbox:
         return self._channel
 
     def close(self) -> None:
+        """Take nothing more. The link, which holds this inbox, need not wait for a garbage collection then."""
+        self._link = None
         if self._channel:
             self._layer.end_channel(self._channel)
 
     # ── As a reply ──────────────────────────────────────────────────────────────────────────────────────
 
     def result(self, text: str, calls: Sequence[str], frame: ResultFrame | None) -> None:
+        if (link := self._link) is None:
+            return
         if type(frame) is ToolResult:  # pydantic makes an isinstance with others slow
-            self._link.pending.resolve(frame)
+            link.pending.resolve(frame)
         elif isinstance(frame, ToolBatchResult):
             for result in frame.results:
-                self._link.pending.resolve(result)
+                link.pending.resolve(result)
 
     async def run_frame(self, text: str, frame: RunFrame) -> bool:
-        self._link.frames.put(frame, text)
-        return not self._link.closed
+        if (link := self._link) is None:
+            return False
+        link.frames.put(frame, text)
+        return not link.closed
 
     def unsent(self, calls: Sequence[str]) -> None:
-        self._link.pending.fail_calls(calls, NotSent)
+        if self._link is not None:
+            self._link.pending.fail_calls(calls, NotSent)
 
     def gone(self, epoch: int) -> None:
-        self._link.lost(epoch)
+        if self._link is not None:
+            self._link.lost(epoch)
 
     # ── From other processes ────────────────────────────────────────────────────────────────────────────
 
     def _arrived(self, message: Message) -> None:
+        if (link := self._link) is None:
+            return
         match message["type"]:
             case "result":
-                self._read_result(message["body"].decode(), message["calls"])
+                self._read_result(link, message["body"].decode(), message["calls"])
             case "run_frame":
                 text = message["body"].decode()
                 frame = parse(text)
                 assert isinstance(frame, AgentManifest | AgentData | AgentComplete)
-                self._link.frames.put(frame, text)
+                link.frames.put(frame, text)
             case "returned":
                 returned = message["message"]
-                self._link.pending.fail_calls(returned["calls"], _FATES[message["why"]])
+                link.pending.fail_calls(returned["calls"], _FATES[message["why"]])
             case "unsent":
                 self.unsent(message["calls"])
             case "gone":
                 self.gone(message["epoch"])
             case "interrupted":
-                self._link.interrupted()
+                link.interrupted()
 
-    def _read_result(self, text: str, calls: Sequence[str]) -> None:
+    def _read_result(self, link: DeviceLink, text: str, calls: Sequence[str]) -> None:
         """Read a result that the socket's process has not read beyond the id of its call."""
         try:
             frame = parse(text)
@@ -103,8 +113,8 @@ class LinkInbox:
                 raise BadFrame("bad_frame", "this is no result")
         except BadFrame as bad:
             for call in calls:
-                self._link.pending.resolve(tool_results.failed(call, tool_results.MALFORMED))
-            if (target := self._link.current_target) is not None:
+                link.pending.resolve(tool_results.failed(call, tool_results.MALFORMED))
+            if (target := link.current_target) is not None:
                 self._layer.post(target.channel, bad_frame_message(bad))
             return
         if isinstance(frame, ToolResult) and frame.id not in calls:  # it names two calls

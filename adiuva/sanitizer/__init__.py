@@ -95,12 +95,15 @@ class Sanitizer:
         return shown
 
     def finish(self) -> str:
-        """End the answer; return the rest that may be shown."""
+        """End the answer, once; return the rest that may be shown."""
         self._markup.finish()
         self._identifiers.finish()
         self._prompt_leaks.finish()
         self._links.finish()
-        return self._take_output()
+        shown = self._take_output()
+        # They refer back to this object, which would stay until a garbage collection.
+        del self._markup, self._fast_path
+        return shown
 
     def _take_output(self) -> str:
         out = self._out

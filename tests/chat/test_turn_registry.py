@@ -7,7 +7,7 @@ import gc
 import threading
 import uuid
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -339,17 +339,24 @@ def asked(person: Person, **fields: Any) -> ChatRequest:
     )
 
 
+@pytest.fixture
+def without_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_garbage_collection")
 async def test_nothing_of_a_turn_stays_in_memory_once_it_is_saved(model: Provider, person: Person) -> None:
-    turns = []
+    parts: list[weakref.ref[Any]] = []
     for _ in range(12):  # more than a user may have at once: those that ended do not count
         turn = await registry().start(asked(person))
         turn.stream.follow(Ear())
         await turn.ended.wait()
-        turns.append(weakref.ref(turn))
+        parts += map(weakref.ref, (turn, turn.stream, turn.output))
         del turn
     async with asyncio.timeout(60):
-        while any(turn() for turn in turns):
-            gc.collect()
+        while any(part() for part in parts):
             await asyncio.sleep(0.02)
     names = {task.get_name() for task in asyncio.all_tasks()}
     assert not names & {"turn", "turn keeper", "start turn", "stream follower", "stream log"}

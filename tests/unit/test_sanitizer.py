@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -45,6 +47,19 @@ def removed(text: str) -> dict[str, int]:
     one.feed(text)
     one.finish()
     return dict(one.removed)
+
+
+def test_a_sanitizer_is_freed_once_its_answer_has_ended() -> None:
+    one = sanitizer()
+    one.feed("Done.")
+    one.finish()
+    ended = weakref.ref(one)
+    gc.disable()  # it would hide what refers back
+    try:
+        del one
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 # ── Prompts and canaries ────────────────────────────────────────────────────────────────────────────────
