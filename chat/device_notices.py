@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from channels.layers import get_channel_layer
@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from adiuva.core import db
 from adiuva.core.logging import log_failure
+from adiuva.core.pipelined import Pipeline
 from adiuva.devices import presence
 from adiuva.devices.codec import dump
 from adiuva.devices.protocol import ConversationChanged, RunEnded, TurnStarted
@@ -26,6 +27,12 @@ def channels_of(user_id: uuid.UUID) -> frozenset[str]:
     """Return the channels of the user's connected devices that take such frames."""
     found = presence.channels_with(user_id=user_id, capability=CAPABILITY)
     return frozenset(channel for _, channel in found)
+
+
+def add_channels(pipeline: Pipeline, user_id: uuid.UUID) -> Callable[[], frozenset[str]]:
+    """Let a pipeline read what `channels_of` returns. The returned function returns it once all was sent."""
+    found = pipeline.add(presence.CHANNELS_SQL, [user_id, CAPABILITY])
+    return lambda: frozenset(channel for _, channel in found.fetchall())
 
 
 async def send(user_id: uuid.UUID, frames: Iterable[Notice], channels: Collection[str] | None = None) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from django.db import transaction
 from psycopg.types.numeric import Int8
 
 from adiuva.core import leases
 from adiuva.core.db import prepared_cursor
+from adiuva.core.pipelined import pipelined
 from billing import usage
 from billing.budgets import BudgetedMeter
 from billing.models import Purpose
+from chat import device_notices
 from chat.claimed_turn import ADVANCED_SQL, ClaimedTurn, PlacedMessage, TurnOutcome, advance_values
 from chat.models import Message, Turn
 from chat.request import ChatRequest
@@ -73,6 +74,13 @@ WHERE id = %(turn)s
 """
 
 
+class AnsweredEnd(NamedTuple):
+    """A turn's end with its answer, and the channels of the devices that are to hear of it."""
+
+    end: Ended
+    channels: frozenset[str]
+
+
 def end_row(user_id: uuid.UUID, claimed: ClaimedTurn, result: TurnOutcome) -> Ended:
     """End the turn's row and settle its cost, unless the turn was lost meanwhile, or deleted with its account."""
     statement, values = _end_values(user_id, claimed, result)
@@ -89,8 +97,9 @@ def answer_and_end(
     *,
     title: str | None,
     exchange: Mapping[str, Any] | None,
-) -> Ended:
-    """End the turn's row and store its answer, whose place is the next one in its conversation.
+) -> AnsweredEnd:
+    """End the turn's row and store its answer, whose place is the next one in its conversation. Then read which of the
+    user's devices are to hear of it.
 
     If the turn was lost or its place is taken, nothing is stored, and it is not ended. `exchange`: what the memory is
     to read, as the parameters of exchanges.exchange_values.
@@ -111,10 +120,14 @@ def answer_and_end(
     }
     # A statement sees what was committed before it began. If it waited for the lock itself, it would overlook turns
     # that came to wait in the conversation meanwhile.
-    with transaction.atomic(), prepared_cursor() as cursor:
-        cursor.execute(_LOCK_SQL, values)
-        cursor.execute(statement, values)
-        return read_end(cursor.fetchone())
+    with pipelined() as pipeline:
+        pipeline.add(_LOCK_SQL, values)
+        stored = pipeline.add(statement, values)
+        pipeline.commit()
+        # A device that comes later finds the answer in the conversation.
+        channels = device_notices.add_channels(pipeline, request.user_id)
+    (row,) = stored.fetchall()
+    return AnsweredEnd(read_end(row), channels())
 
 
 def _end_values(

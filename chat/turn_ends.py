@@ -67,8 +67,7 @@ def finish_turn(
             _remember(request, claimed, result)
         return StoredEnd()
     try:
-        end = _store_end(request, claimed, result)
-        return end._replace(channels=_channels_to_tell(request)) if end.seq is not None else end
+        return _store_end(request, claimed, result)
     except _ConversationWentOn:
         log.warning("turn.answer_too_late", turn=str(claimed.turn_id), user_id=str(request.user_id))
         _store_late_end(request, claimed, result)
@@ -144,9 +143,11 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
     title = (derive_title(request.message, result.text) or None) if claimed.untitled else None
     if _is_only_an_answer(request, result):
         exchange = _exchange(request, claimed, result, has_private=claimed.has_private)
-        end = answer_and_end(request, claimed, result, _answer_body(result), title=title, exchange=exchange)
+        end, channels = answer_and_end(
+            request, claimed, result, _answer_body(result), title=title, exchange=exchange
+        )
         if end.ended:
-            return StoredEnd(end.next, (claimed.seq or 0) + 1)
+            return StoredEnd(end.next, (claimed.seq or 0) + 1, channels)
     # The messages first: account and conversation are locked before turns, here as in their deletion.
     with transaction.atomic():
         if request.origin is not None and not _has_to_tell(request, claimed, result):
@@ -181,7 +182,9 @@ def _store_end(request: ChatRequest, claimed: ClaimedTurn, result: TurnOutcome) 
         # Memory may have been switched off while the turn ran.
         if state is not None and state.memory:
             _remember(request, claimed, result, has_private=state.has_private)
-    return StoredEnd(end.next, state.seq if state is not None else None)
+    if state is None:
+        return StoredEnd(end.next)
+    return StoredEnd(end.next, state.seq, _channels_to_tell(request))
 
 
 def _is_only_an_answer(request: ChatRequest, result: TurnOutcome) -> bool:

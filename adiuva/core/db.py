@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import datetime as dt
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -21,6 +21,7 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, OperationalError, connection, connections
 from django.db.backends.utils import CursorWrapper
 from django.utils import translation
+from psycopg.adapt import Transformer
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from adiuva.core.array_parameters import array
@@ -30,6 +31,8 @@ _PARAMETER: Final = re.compile(r"%(?:%|s|\((\w+)\)s)")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# Those of a statement, by place or by name.
+Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 @cache
@@ -108,7 +111,7 @@ def prepared_cursor() -> CursorWrapper:
     database = connections[DEFAULT_DB_ALIAS]  # each access through the proxy `connection` looks it up anew
     database.ensure_connection()
     wrap = database.make_debug_cursor if database.queries_logged else database.make_cursor
-    return wrap(_Prepared(database.connection))  # type: ignore[arg-type]  # Django wraps psycopg's cursors as well
+    return wrap(PreparedCursor(database.connection))  # type: ignore[arg-type]  # Django wraps psycopg's cursors as well
 
 
 def prepared_value(statement: str, *parameters: Any) -> Any:
@@ -118,13 +121,29 @@ def prepared_value(statement: str, *parameters: Any) -> Any:
         return cursor.fetchone()[0]
 
 
-class _Prepared(psycopg.RawCursor[Any]):
-    def execute(self, query: Any, params: Any = None, **_: Any) -> _Prepared:
-        if params is not None:
-            query, names = _numbered(query)
-            given = [params[name] for name in names] if names is not None else params
-            params = [array(value) if type(value) is list else value for value in given]
-        return super().execute(query, params, prepare=True, binary=True)
+class PreparedCursor(psycopg.RawCursor[Any]):
+    """Cursor whose statements PostgreSQL keeps parsed and planned."""
+
+    def execute(self, query: Any, params: Any = None, **_: Any) -> PreparedCursor:
+        return super().execute(*_raw(query, params), prepare=True, binary=True)
+
+    def enqueue(self, statement: str, params: Parameters) -> None:
+        """Put a statement into the connection's pipeline, to be sent with others."""
+        self._tx = Transformer(self)
+        # In a pipeline nothing is sent here, so there is nothing to wait for.
+        for _ in self._maybe_prepare_gen(
+            self._convert_query(*_raw(statement, params)), prepare=True, binary=True
+        ):
+            raise AssertionError
+
+
+def _raw(statement: Any, params: Any) -> tuple[Any, Sequence[Any] | None]:
+    """Return a statement with numbered parameters, and their values in that order."""
+    if params is None:
+        return statement, None
+    numbered, names = _numbered(statement)
+    given: Iterable[Any] = [params[name] for name in names] if names is not None else params
+    return numbered, [array(value) if type(value) is list else value for value in given]
 
 
 @cache

@@ -112,7 +112,7 @@ WHERE user_id = %(user)s AND lease_until > now() AND channel <> ALL(%(not_at)s::
 ORDER BY last_seen DESC LIMIT 1
 """
 
-_CHANNELS = """
+CHANNELS_SQL = """
 SELECT device.id, channel
 FROM devices_device AS device JOIN devices_process AS process ON process.id = device.process_id
 WHERE user_id = %s AND lease_until > now() AND capabilities @> ARRAY[%s]::varchar[]
@@ -207,7 +207,7 @@ def find(*, user_id: uuid.UUID, pk: uuid.UUID | None = None, not_at: Collection[
 def channels_with(*, user_id: uuid.UUID, capability: str) -> list[tuple[uuid.UUID, str]]:
     """Return the user's connected devices with a capability: row id and channel of each."""
     with prepared_cursor() as cursor:
-        cursor.execute(_CHANNELS, [user_id, capability])
+        cursor.execute(CHANNELS_SQL, [user_id, capability])
         return list(cursor.fetchall())
 
 
