@@ -6,7 +6,8 @@ import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypedDict, get_args
+from functools import cache
+from typing import Any, Final, TypedDict, get_args
 
 from django.conf import settings
 
@@ -37,7 +38,7 @@ def _begin_ids() -> None:
     """Return the beginning of this process's call ids, which makes them unique without asking the system for randomness
     for each. No secret depends on them: an answer counts only on the connection of its call."""
     global _new_id
-    _new_id = map(f"{secrets.token_hex(12)}{{:08x}}".format, itertools.count()).__next__
+    _new_id = map(f"{secrets.token_hex(12)}%08x".__mod__, itertools.count()).__next__
 
 
 _new_id: Callable[[], str]
@@ -120,4 +121,11 @@ def batch_item(call: ToolCall, attempt: int) -> ToolCallBody:
 
 
 def _deadline_ms() -> int:
-    return int(settings.SOCKET["tool_answer_timeout_s"] * 1000)
+    return int(_socket_settings()["tool_answer_timeout_s"] * 1000)
+
+
+@cache
+def _socket_settings() -> dict[str, Any]:
+    # Looking a setting up takes longer than giving a call its id.
+    found: dict[str, Any] = settings.SOCKET
+    return found
