@@ -48,7 +48,7 @@ async def select_in_pieces(link: DeviceLink, call: ToolCall) -> ToolResultBody:
                 "attempt": 1,
             }
         )
-        result = await link.call_once(piece)
+        result = await link.call(piece, retries_large=False)
         if tool_results.is_large_select("select", result):
             if limit > 1:
                 size = max(1, limit // _SHRINK)

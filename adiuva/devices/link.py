@@ -146,24 +146,13 @@ class DeviceLink:
 
     # Calls
 
-    async def call(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
+    async def call(self, call: ToolCall, attempt: int = 1, *, retries_large: bool = True) -> ToolResultBody:
         """Send a call until it has an outcome. `attempt` is higher if it was sent before.
 
-        A select whose result is too large for a frame is asked for again in pieces: the result may be a PartialSelect.
-        Raises DeviceOffline or OutcomeUnknown; an error of the device's own is in the result.
+        A select whose result is too large for a frame is asked for again in pieces, if `retries_large`: the result may
+        be a PartialSelect. Raises DeviceOffline or OutcomeUnknown; an error of the device's own is in the result.
         """
-        result = await self.call_once(call, attempt)
-        if result.error is None:
-            return result
-        if tool_results.is_large_select(call.action, result):
-            return await select_in_pieces(self, call)
-        if call.action in WRITES and tool_results.is_unreadable(result):
-            raise AnswerUnreadable
-        return result
-
-    async def call_once(self, call: ToolCall, attempt: int = 1) -> ToolResultBody:
-        """Send a call as `call` does, but return the error for a result that is too large or malformed."""
-        silent_at: list[str] = []
+        silent_at: tuple[str, ...] = ()
         while True:
             try:
                 target = self.current_target or await self.target(not_at=silent_at)
@@ -178,17 +167,19 @@ class DeviceLink:
             future = self.pending.add(call.id, target.epoch)
             try:
                 await self.send(target, call, calls=[call.id])
-                return await future
+                result = await future
+                break
             except NotSent:
                 self.forget(target)
-                silent_at.append(target.channel)
+                silent_at += (target.channel,)
             except DeviceUnreachable:
                 if attempt > 1 and call.action in WRITES:
                     raise OutcomeUnknown from None
                 raise
             except (ConnectionGone, ConnectionError):
                 if attempt == MAX_SAME_SELECTS and call.action == "select":
-                    return tool_results.failed(call.id, tool_results.TOO_LARGE)
+                    result = tool_results.failed(call.id, tool_results.TOO_LARGE)
+                    break
                 if attempt == MAX_ATTEMPTS or not may_repeat(call, target):
                     raise OutcomeUnknown from None
                 attempt += 1
@@ -196,6 +187,13 @@ class DeviceLink:
                 raise OutcomeUnknown from None  # the device is connected but silent: repeating would not help
             finally:
                 self.pending.remove(call.id)
+        if result.error is None:
+            return result
+        if tool_results.is_large_select(call.action, result):
+            return await select_in_pieces(self, call) if retries_large else result
+        if call.action in WRITES and tool_results.is_unreadable(result):
+            raise AnswerUnreadable
+        return result
 
     async def send_calls(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:
         """Send calls in order; return an outcome for each. See CallBatches.
