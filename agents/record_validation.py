@@ -81,8 +81,10 @@ def date_of(data: Mapping[str, Any]) -> int | None:
 
 
 def people_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    if not (said := data.get("assignee")):
+        return ()
     try:
-        names = json.loads(data.get("assignee") or "[]")
+        names = json.loads(said)
     except ValueError:
         return ()
     return tuple(sorted(str(name).casefold() for name in names))

@@ -69,13 +69,16 @@ class Cipher:
             raise SealBroken("the seal is broken") from None
 
     @cached_property
-    def _index_key(self) -> bytes:
-        return derive_key(self._key, "adiuva index")
+    def _index(self) -> hmac.HMAC:
+        # It is copied for each value: a new one would have OpenSSL look up its algorithm, which costs more than a hash.
+        return hmac.new(derive_key(self._key, "adiuva index"), digestmod=hashlib.sha256)
 
     def fingerprint(self, value: str | bytes, purpose: str) -> bytes:
         """Return a keyed hash (HMAC-SHA256, 32 bytes): equal values can be found without being readable."""
         raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-        return hmac.digest(self._index_key, associated_data(purpose) + raw, hashlib.sha256)
+        found = self._index.copy()
+        found.update(associated_data(purpose) + raw)
+        return found.digest()
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,13 @@ def delimit_own(name: str, text: str) -> str:
 
 
 def _mark(name: str, text: str) -> str:
-    said = f"{name}\0{text}".encode("utf-8", "surrogatepass")
-    return f"data-{hmac.digest(_key(settings.SECRET_KEY), said, 'sha256').hex()[:16]}"
+    found = _hash(settings.SECRET_KEY).copy()
+    found.update(f"{name}\0{text}".encode("utf-8", "surrogatepass"))
+    return f"data-{found.hexdigest()[:16]}"
 
 
 @cache
-def _key(secret: str) -> bytes:
-    return hashlib.sha256(b"adiuva.core.prompt_delimiting\0" + secret.encode()).digest()
+def _hash(secret: str) -> hmac.HMAC:
+    """Return the hash of the empty text, to be copied: a new one costs more than what it is given."""
+    key = hashlib.sha256(b"adiuva.core.prompt_delimiting\0" + secret.encode()).digest()
+    return hmac.new(key, digestmod=hashlib.sha256)

@@ -123,6 +123,14 @@ def test_fingerprints_are_equal_for_equal_values_of_one_purpose_only(
     assert cipher.fingerprint(*one) != Cipher(bytes(32)).fingerprint(*one)
 
 
+def test_fingerprints_stay_the_same() -> None:
+    cipher = Cipher(KEY)
+    said = associated_data("purpose") + b"value"
+    for _ in range(2):
+        expected = hmac.digest(derive_key(KEY, "adiuva index"), said, "sha256")
+        assert cipher.fingerprint("value", "purpose") == cipher.fingerprint(b"value", "purpose") == expected
+
+
 def test_keys_of_different_purposes_differ_and_stay_the_same() -> None:
     assert len({derive_key(KEY, purpose) for purpose in ("a", "b", "")}) == 3
     # HKDF as RFC 5869 (2.2, 2.3) writes it, for one block.
