@@ -1,7 +1,8 @@
 """Preparation of the stack's databases: migrations, separate keys, and the demo account if one is wanted.
 
 It runs as a process of its own (`python -m adiuva.embedded.migrate`), because Django reads its settings once and the
-stack's supervisor has started before the database. ADIUVA_DEMO_EMAIL and ADIUVA_DEMO_PASSWORD name the account.
+stack's supervisor has started before the database. ADIUVA_DEMO_EMAIL and ADIUVA_DEMO_PASSWORD name the account. With
+`--same-code`, an earlier start has prepared the same databases with the same code.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from adiuva import env_variables as env
 from adiuva.core import garbage
 
 
-def migrate() -> None:
+def migrate(*, same_code: bool) -> None:
     from django.core.management import call_command
     from django.db import connection
+    from django.db.migrations.executor import MigrationExecutor
 
+    if same_code:  # an older dump may have been restored since
+        executor = MigrationExecutor(connection)
+        if not executor.migration_plan(executor.loader.graph.leaf_nodes()):
+            return  # `migrate` would compare all models with it, and make permissions and roles anew
     with connection.cursor() as cursor:
         cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")
     call_command("migrate", interactive=False, verbosity=1)
@@ -61,7 +67,7 @@ def main() -> None:
     garbage.collect_rarely_while_loading()  # migrations make thousands of classes, too
     try:
         django.setup()
-        migrate()
+        migrate(same_code="--same-code" in sys.argv[1:])
         separate_keys()
         if email := env.DEMO_EMAIL.read():
             make_demo_account(email, env.DEMO_PASSWORD.read())

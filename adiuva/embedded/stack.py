@@ -28,7 +28,7 @@ from adiuva.embedded.valkey import Valkey
 from adiuva.local_embeddings import CONFIGURED_NAME, WeightsMissing, find_file
 
 _POLL_INTERVAL_S = 0.25
-_APPS = ("adiuva", "agents", "billing", "chat", "integrations", "memory")  # the apps with migrations
+_CODE = ("adiuva", "agents", "billing", "chat", "integrations", "memory")
 _EXAMPLES = BASE_DIR / "examples" / "plugins"
 # One of the examples costs something, so that buying can be tried out.
 _EXAMPLE_PRICE = "calendar-importer=300"
@@ -108,9 +108,10 @@ class Stack:
         if folder := self._mail_folder():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_models()
-        self.migration = self._start_migration()
-        is_schema_current = self._is_schema_current()
-        if not is_schema_current:
+        # On most starts the databases are ready, and nothing waits for the look at them.
+        is_prepared = self._is_prepared()
+        self.migration = self._start_migration(*(["--same-code"] if is_prepared else []))
+        if not is_prepared:
             self._finish_migration(self.migration)
         self.terminal.say("Web and workers …")
         for lane in ("runs", "short"):  # a process for each, so that work in one takes no CPU from the other
@@ -123,11 +124,11 @@ class Stack:
             )
         web = self.programs.start("web", "-m", "adiuva.server")
         web.wait_until(lambda: is_up(self.base), within_s=_STEP_TIMEOUT_S, every_s=0.1)
-        if is_schema_current:
-            self._finish_migration(self.migration)
         self._start_device()
         self._wait_until_ready(web)
         threading.Thread(target=self._show, name="show", daemon=True).start()
+        if is_prepared:
+            self._finish_migration(self.migration)
 
     def _start_servers(self) -> None:
         """Start PostgreSQL, Valkey and the offline model, except those that are configured elsewhere."""
@@ -263,12 +264,12 @@ class Stack:
         if child:
             self.supervisor.start(child)
 
-    def _start_migration(self) -> Child:
+    def _start_migration(self, *arguments: str) -> Child:
         self.terminal.say("Database …")
         account = {}
         if self.demo:
             account = {env.DEMO_EMAIL.name: DEMO_EMAIL, env.DEMO_PASSWORD.name: self.demo.password}
-        child = self.programs.child("migrate", "-m", "adiuva.embedded.migrate", **account)
+        child = self.programs.child("migrate", "-m", "adiuva.embedded.migrate", *arguments, **account)
         child.start()
         return child
 
@@ -276,16 +277,16 @@ class Stack:
         try:
             if child.wait(within_s=_STEP_TIMEOUT_S) != 0:
                 raise StackError(f"the database could not be prepared: {tail(child.log)} (see {child.log})")
-            self.state.remember("schema", schema_fingerprint())
+            self.state.remember("prepared", code_fingerprint())
         finally:
             child.kill()
 
-    def _is_schema_current(self) -> bool:
-        """Return whether our own database has all migrations already. Then the other processes start while the rest is
-        prepared, which saves that time on a second start."""
+    def _is_prepared(self) -> bool:
+        """Return whether an earlier start has prepared our own database with the same code. Then the other processes
+        start while it is looked at, which saves that time on a second start."""
         if self.postgres is None or self.postgres.is_new or env.KEYS_DATABASE_URL.read_configured():
             return False
-        return self.state.remembered("schema") == schema_fingerprint()
+        return self.state.remembered("prepared") == code_fingerprint()
 
     def _wait_until_ready(self, web: Child) -> None:
         """Wait until every health check passes; after the timeout, say which fail and continue."""
@@ -419,9 +420,9 @@ def _fingerprint_of_examples() -> str:
     return found.hexdigest()
 
 
-def schema_fingerprint() -> str:
-    """Return a text that changes with our migrations, and with the packages that bring some."""
-    files = [file for app in _APPS for file in sorted((BASE_DIR / app).rglob("migrations/*.py"))]
+def code_fingerprint() -> str:
+    """Return a text that changes with our code and its packages, on which tables, roles and plans depend."""
+    files = [file for part in _CODE for file in sorted((BASE_DIR / part).rglob("*.py"))]
     found = hashlib.sha256()
     for file in [*files, BASE_DIR / "requirements.txt"]:
         found.update(file.read_bytes())

@@ -66,10 +66,10 @@ def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
         StateFolder(tmp_path / "file")
 
 
-def test_the_schema_that_is_remembered_is_told_from_any_other(
+def test_code_that_has_prepared_the_databases_is_told_from_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On it hangs whether processes start before `migrate` has ended."""
+    """On it hangs whether processes start before the databases are looked at."""
     migrations = tmp_path / "code" / "chat" / "migrations"
     migrations.mkdir(parents=True)
     (migrations / "0001_initial.py").write_text("a table")
@@ -77,14 +77,19 @@ def test_the_schema_that_is_remembered_is_told_from_any_other(
     packages.write_text("django==5.2.1")
     monkeypatch.setattr(stack, "BASE_DIR", tmp_path / "code")
     state = StateFolder(tmp_path / "state")
-    assert state.remembered("schema") == ""
-    state.remember("schema", stack.schema_fingerprint())
-    assert state.remembered("schema") == stack.schema_fingerprint()
+    assert state.remembered("prepared") == ""
+    state.remember("prepared", stack.code_fingerprint())
+    assert state.remembered("prepared") == stack.code_fingerprint()
 
     packages.write_text("django==5.2.2")
-    assert state.remembered("schema") != stack.schema_fingerprint()
-    state.remember("schema", stack.schema_fingerprint())
+    assert state.remembered("prepared") != stack.code_fingerprint()
+    state.remember("prepared", stack.code_fingerprint())
     (migrations / "0002_more.py").write_text("a column")
-    assert state.remembered("schema") != stack.schema_fingerprint()
-    (tmp_path / "state" / "schema").write_bytes(b"\xff")
-    assert state.remembered("schema") == ""
+    assert state.remembered("prepared") != stack.code_fingerprint()
+    state.remember("prepared", stack.code_fingerprint())
+    roles = tmp_path / "code" / "adiuva" / "staff" / "roles.py"
+    roles.parent.mkdir(parents=True)
+    roles.write_text("a role")
+    assert state.remembered("prepared") != stack.code_fingerprint()
+    (tmp_path / "state" / "prepared").write_bytes(b"\xff")
+    assert state.remembered("prepared") == ""
