@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +158,7 @@ class ForkRequest:
         return cls(request["argv"], request["env"], request["name"], stdin, out)
 
 
-def serve_parent() -> ForkRequest:
+def serve_parent(meanwhile: Iterable[object] = ()) -> ForkRequest:
     """Fork for the process that started this one as a `ForkServer`. Returns only in forks, with their program."""
     control = socket.socket(fileno=os.dup(0))
 
@@ -168,11 +168,14 @@ def serve_parent() -> ForkRequest:
             sys.exit()  # nobody can ask any more
         return socket.socket(fileno=fds[0])
 
-    return serve(control, accept)
+    return serve(control, accept, meanwhile)
 
 
-def serve(listening: socket.socket, accept: Callable[[], socket.socket]) -> ForkRequest:
-    """Fork for each connection that `accept` gives. Returns only in the forks, with the program to run."""
+def serve(
+    listening: socket.socket, accept: Callable[[], socket.socket], meanwhile: Iterable[object] = ()
+) -> ForkRequest:
+    """Fork for each connection that `accept` gives, and go on with `meanwhile` while none comes. Returns only in the
+    forks, with the program to run."""
     if parent_death.HAS_KERNEL_SUPPORT and len(tasks := list(Path("/proc/self/task").iterdir())) > 1:
         raise RuntimeError(f"{len(tasks)} threads run, which forks would lack")
     wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -182,8 +185,12 @@ def serve(listening: socket.socket, accept: Callable[[], socket.socket]) -> Fork
     poll.register(listening, select.POLLIN)
     poll.register(wakeup_read, select.POLLIN)
     connections: dict[int, socket.socket] = {}
+    steps, is_idle = iter(meanwhile), False
     while True:
-        ready = {number for number, _ in poll.poll()}
+        ready = {number for number, _ in poll.poll(None if is_idle else 0)}
+        if not ready:
+            is_idle = next(steps, steps) is steps
+            continue
         for pid, connection in connections.items():
             if connection.fileno() in ready:  # the process that asked for it closed it, or has ended
                 with suppress(ProcessLookupError):

@@ -10,19 +10,28 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 
 from django.core.exceptions import ImproperlyConfigured
 
 from adiuva.core.env import forget
 from adiuva.embedded import forks
 
-# None of these modules starts a thread; numpy is missing because its matrix library does.
-_LIBRARIES = (
-    "aiohttp.web",
+# None of these modules starts a thread; numpy is missing because its matrix library does. First what all programs
+# share, so that the second server is soon forked.
+_SHARED = (
+    "aiohttp",
+    "adiuva.devices.protocol",
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "orjson",
+    "structlog",
+)
+# Then, while the second server imports its own, what the device needs.
+_DEVICE = ("aiohttp.web", "adiuva.devices.client.program", "sqlite3")
+_APPLICATION = (
     "argon2",
-    "adiuva.devices.client.program",
-    "adiuva.offline_llm.server",
     "celery.apps.worker",
     "celery.backends.redis",
     "celery.bin.celery",
@@ -35,25 +44,18 @@ _LIBRARIES = (
     "celery.worker.consumer.delayed_delivery",
     "celery.worker.strategy",
     "channels.generic.websocket",
-    "cryptography.hazmat.primitives.ciphers.aead",
     "django.core.management",
     "django.core.handlers.asgi",
     "httpx",
-    "jsonschema",
     "kombu.transport.redis",
     "langchain_core.tools",
     "langchain_core.utils.function_calling",
-    "orjson",
     "psycopg_pool",
     "redis.asyncio",
-    "sqlite3",
-    "structlog",
     "uvicorn.lifespan.off",
     "uvicorn.loops.uvloop",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvloop",
-)
-_APPLICATION = (
     "adiuva.asgi",
     "adiuva.celery",
     "adiuva.urls",
@@ -63,10 +65,14 @@ _APPLICATION = (
     "django.contrib.sessions.serializers",
     "django_celery_beat.schedulers",
 )
+# Packages that others import where they are installed, and of which our programs use nothing: a fifth of all time. A
+# fork that does use one, such as a web process under daphne, imports it then.
+_UNUSED = ("chardet", "jinja2", "opentelemetry", "pygments", "rich", "twisted")
 
 
 def main() -> None:
     gc.disable()  # imported modules stay for ever
+    meanwhile: Iterable[None] = ()
     if sys.argv[1:] == ["django"]:
         try:
             _set_up_application()
@@ -74,25 +80,51 @@ def main() -> None:
             sys.exit(" ".join(str(error).split()))
     else:
         forks.show_as("preload")
-        _import(_LIBRARIES)
+        _import(_SHARED)
+        meanwhile = _imports(_DEVICE)
     # The memory stays shared while nothing walks over it. Collecting garbage first would take 0.3 s and find 2 MB.
     gc.freeze()
+    request = forks.serve_parent(meanwhile)
     gc.enable()
-    request = forks.serve_parent()
     forget()  # a fork reads its own variables
     forks.run(request)
 
 
 def _import(names: Iterable[str]) -> None:
+    for _ in _imports(names):
+        pass
+
+
+def _imports(names: Iterable[str]) -> Iterator[None]:
+    """Import one after the other."""
     for name in names:
-        importlib.import_module(name)
+        with _unused_left_out():
+            importlib.import_module(name)
+        yield
+    gc.freeze()
+
+
+@contextmanager
+def _unused_left_out() -> Iterator[None]:
+    """Import as if these packages were not installed, with a stand-in for one that langchain_core must have: langsmith,
+    to which it would send what tools do if they were called through its callbacks, which ours are not."""
+    langsmith = ModuleType("langsmith")
+    langsmith.RunTree = type("RunTree", (), {})  # type: ignore[attr-defined]
+    stand_ins = dict.fromkeys(_UNUSED) | {"langsmith": langsmith}
+    sys.modules.update(stand_ins)  # type: ignore[arg-type]  # None lets an import fail
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            sys.modules.pop(name, None)
 
 
 def _set_up_application() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "adiuva.settings")
     import django
 
-    django.setup()
+    with _unused_left_out():
+        django.setup()
     _import(_APPLICATION)
     from celery import current_app
     from django.urls import get_resolver
