@@ -50,6 +50,18 @@ def test_a_fork_has_its_own_environment_arguments_output_and_name(server: ForkSe
         assert child.log.read_text().split() == ["['a',", "'b']", word, "''", child.name]
 
 
+def test_the_server_goes_on_while_nobody_asks(tmp_path: Path) -> None:
+    steps = "(print(word, flush=True) for word in ('one', 'two', 'three'))"
+    made = ForkServer("server", python("-c", _SERVER.replace("()", f"({steps})")), tmp_path / "server.log")
+    made.start()
+    try:
+        for _ in range(2):  # before its end or after
+            assert fork(made, "asks", "import sys; sys.exit(7)").wait(within_s=60) == 7
+            made.wait_until(lambda: made.log.read_text().split() == ["one", "two", "three"], within_s=60)
+    finally:
+        made.stop()
+
+
 def test_how_a_fork_ends_is_told(server: ForkServer) -> None:
     polite = fork(server, "polite", "import signal, sys; signal.signal(15, lambda *_: sys.exit(3));" + _WAITS)
     killed = fork(server, "killed", _WAITS)
