@@ -15,7 +15,7 @@ from adiuva import env_variables as env
 from adiuva.core import garbage
 
 
-def migrate(*, same_code: bool) -> None:
+def migrate(*, same_code: bool = False) -> None:
     from django.core.management import call_command
     from django.db import connection
     from django.db.migrations.executor import MigrationExecutor
