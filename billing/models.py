@@ -254,7 +254,7 @@ class Use(models.Model):
     id = models.BigAutoField(primary_key=True)
     # No index of its own: the unique constraint begins with it.
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="uses", db_index=False)
-    day = models.DateField(help_text="in UTC")
+    day = models.DateField(help_text="in the user's time zone, as their months are")
     purpose = models.CharField(max_length=10, choices=Purpose)
     agent = models.UUIDField(null=True, help_text="no reference, since the figures outlive the agent")
     model = models.CharField(max_length=200)

@@ -37,15 +37,15 @@ log = structlog.get_logger(__name__)
 # Common table expressions for a statement that ends a piece of work. `spender` is its account, locked against its
 # deletion, before anything else that the statement locks.
 _SPENDER_SQL: Final = """
-spender AS (SELECT id FROM accounts_user WHERE id = %(use_user)s FOR KEY SHARE)
+spender AS (SELECT id, timezone FROM accounts_user WHERE id = %(use_user)s FOR KEY SHARE)
 """
-# Adds to the user's use today; nothing for an account that is gone. The rows are locked in the order of the models'
-# names.
+# Adds to the user's use today, in their time zone; nothing for an account that is gone. Rows are locked in the order
+# of the models' names.
 _USE_SQL: Final = """
 use_of_models AS (
     INSERT INTO billing_use AS known (user_id, day, purpose, agent, model, calls, input_tokens, cached_tokens,
         output_tokens, cost_micro, estimated_micro, estimated_calls, unpriced_calls)
-    SELECT spender.id, (now() AT TIME ZONE 'UTC')::date, %(use_purpose)s, %(use_agent)s::uuid, given.*
+    SELECT spender.id, (now() AT TIME ZONE spender.timezone)::date, %(use_purpose)s, %(use_agent)s::uuid, given.*
     FROM spender, unnest(%(use_model)s::text[], %(use_calls)s::bigint[],
         %(use_input_tokens)s::bigint[], %(use_cached_tokens)s::bigint[], %(use_output_tokens)s::bigint[],
         %(use_cost_micro)s::bigint[],
@@ -63,7 +63,7 @@ use_of_models AS (
         unpriced_calls = known.unpriced_calls + excluded.unpriced_calls
 )
 """
-# Follows a `spender` that a statement finds by itself. With `used_values`: adds the use.
+# Follows a `spender`, with id and time zone, that a statement finds by itself. With `used_values`: adds the use.
 USE_SQL: Final = _USE_SQL.format(is_new="true")
 # With `settled_values`: also pays it from the hold. A hold that is gone was spent in full by the sweep, which counted
 # it as used: then there is nothing to add.

@@ -45,18 +45,18 @@ WHERE conversation.id = %(id)s FOR NO KEY UPDATE OF conversation
 # or nothing, if the turn was lost meanwhile or the answer's place is taken. The turn is locked after the account and
 # the conversation, then the sources of its money, in the order of all others.
 _ANSWERED_SQL: Final = f"""
-account AS (SELECT id FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
+account AS (SELECT id, timezone FROM accounts_user WHERE id = %(user)s FOR KEY SHARE),
 place AS (
-    SELECT conversation.id, account.id AS user_id FROM chat_conversation AS conversation
+    SELECT conversation.id, account.id AS user_id, account.timezone FROM chat_conversation AS conversation
     JOIN account ON conversation.user_id = account.id
     WHERE conversation.id = %(id)s AND message_count + 1 = %(seq)s FOR NO KEY UPDATE OF conversation
 ),
 owner AS (
-    SELECT place.user_id AS id FROM chat_turn AS turn JOIN place ON turn.conversation_id = place.id
+    SELECT place.user_id AS id, place.timezone FROM chat_turn AS turn JOIN place ON turn.conversation_id = place.id
     WHERE turn.id = %(turn)s AND fence = %(fence)s AND state = 'running' FOR NO KEY UPDATE OF turn
 ),
 {ADVANCED_SQL},
-spender AS (SELECT owner.id FROM owner, advanced),
+spender AS (SELECT owner.id, owner.timezone FROM owner, advanced),
 {exchanges.KEPT_SQL.format(owner="(SELECT owner.id FROM owner, advanced WHERE advanced.memory)")}
 """  # noqa: S608
 _ANSWER_AND_END_SQL: Final = and_hand_over(_ENDED_SQL, after=f"{_ANSWERED_SQL}, {usage.USE_SQL}")

@@ -160,7 +160,7 @@ class Migration(migrations.Migration):
             name='Use',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('day', models.DateField(help_text='in UTC')),
+                ('day', models.DateField(help_text="in the user's time zone, as their months are")),
                 ('purpose', models.CharField(choices=[('chat', 'Chat'), ('followups', 'turns that follow up the end of a run'), ('agents', 'Agents'), ('journeys', 'Journeys'), ('memory', 'Memory'), ('vectors', 'vectors of texts that a client sent')], max_length=10)),
                 ('agent', models.UUIDField(help_text='no reference, since the figures outlive the agent', null=True)),
                 ('model', models.CharField(max_length=200)),

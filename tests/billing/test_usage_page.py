@@ -6,6 +6,7 @@ import html
 import re
 import uuid
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.test import Client
@@ -16,8 +17,9 @@ from adiuva.accounts.models import User
 from adiuva.llm import ModelUse
 from agents.models import Agent
 from billing import allowances, usage
-from billing.models import Allowance, Purpose, StoredAmount
+from billing.models import Allowance, Purpose, StoredAmount, Use
 from billing.months import month_of
+from tests.chat.factories import claim, finish_turn, make_request
 from tests.factories import Person, somebody
 
 PAGE = "/account/usage"
@@ -37,8 +39,6 @@ def used(person: Person, cost: int, purpose: Purpose = Purpose.CHAT, agent: uuid
 
 
 def spent(person: Person, micro: int, reserved: int = 0) -> None:
-    from zoneinfo import ZoneInfo
-
     window = month_of(timezone.now(), ZoneInfo("UTC"))
     Allowance.objects.create(
         scope="user",
@@ -93,6 +93,21 @@ def test_use_is_named_by_kind_agent_and_model(db: None) -> None:
     assert "Reads the &lt;mails&gt;" in text and "An agent that was deleted" in text
     assert text.index("By agent") < text.index("€2.00", text.index("By agent")) < text.index("deleted")
     assert "openai/gpt-9" in text and "77" not in text and "Chat" not in text
+
+
+@pytest.mark.parametrize("in_a_chat", [False, True])
+def test_use_counts_on_the_day_of_its_user(db: None, in_a_chat: bool) -> None:
+    """Else a month's first or last hours show what was spent, and not for what."""
+    now = timezone.now()
+    zone = "Pacific/Kiritimati" if now.hour >= 10 else "Pacific/Pago_Pago"  # where it is another day
+    person = somebody(timezone=zone)
+    if in_a_chat:
+        asked = make_request(person.id)
+        finish_turn(asked, claim(asked), uses=[ModelUse("openai/gpt-9", 1200, 3400, cost_micro=1)])
+    else:
+        used(person, 1)
+    day = Use.objects.of(person.id).get().day
+    assert day == now.astimezone(ZoneInfo(zone)).date() != now.date()
 
 
 @pytest.mark.parametrize(
