@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Hashable
-from contextlib import asynccontextmanager
+from collections.abc import Hashable
 
 
 class FairLimit:
@@ -41,15 +40,12 @@ class FairLimit:
         for _ in range(max(1, self._free)):
             self._hand_out()
 
-    @asynccontextmanager
-    async def slot(self, caller: Hashable = None) -> AsyncIterator[None]:
-        await self._acquire(caller)
-        try:
-            yield
-        finally:
-            self._release(caller)
+    def slot(self, caller: Hashable = None) -> _Slot:
+        """Return a place to be held with `async with`."""
+        return _Slot(self, caller)
 
-    async def _acquire(self, caller: Hashable) -> None:
+    async def acquire(self, caller: Hashable) -> None:
+        """Wait for a place, and take it."""
         # While a place is free, nobody waits who could have it, so this overtakes nobody.
         if self._has_room_for(caller):
             self._take(caller)
@@ -60,7 +56,7 @@ class FairLimit:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._release(caller)  # it was given at the moment of the cancellation
+                self.release(caller)  # it was given at the moment of the cancellation
             else:
                 self._forget(caller, place)
             raise
@@ -74,7 +70,8 @@ class FairLimit:
         self._free -= 1
         self._held[caller] += 1
 
-    def _release(self, caller: Hashable) -> None:
+    def release(self, caller: Hashable) -> None:
+        """Give a place back."""
         self._free += 1
         self._held[caller] -= 1
         if not self._held[caller]:
@@ -105,3 +102,18 @@ class FairLimit:
             self._take(caller)
             place.set_result(None)
             return
+
+
+class _Slot:
+    """Place of a caller, from the beginning to the end of an `async with`."""
+
+    __slots__ = ("_caller", "_limit")
+
+    def __init__(self, limit: FairLimit, caller: Hashable) -> None:
+        self._limit, self._caller = limit, caller
+
+    async def __aenter__(self) -> None:
+        await self._limit.acquire(self._caller)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._limit.release(self._caller)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from django.conf import settings
 
@@ -36,6 +37,16 @@ from adiuva.llm.types import (
 _LEAST_ANSWER_TOKENS = 64
 # An answer may take this many times the allowed silence; otherwise a stream of blanks would go on for ever.
 _LONGEST_ANSWER = 10
+
+
+class _BegunStream(NamedTuple):
+    """A stream that the endpoint has begun. `first`: its first deltas; None if it has none. `lacks_tools`: the request
+    went without its tools.
+    """
+
+    first: list[Delta] | None
+    rest: AsyncGenerator[list[Delta], None]
+    lacks_tools: bool
 
 
 class EndpointChat(ChatModel):
@@ -102,18 +113,19 @@ class EndpointChat(ChatModel):
                 has_begun = False
                 thoughts = self._thoughts.filter()
                 try:
-                    async with (
-                        transport.stream_limit(self.endpoint).slot(transport.caller.get()),
-                        aclosing(await self._begin_stream(request, thoughts.then(on_text))) as source,
-                    ):
-                        async for deltas in source:
-                            has_begun = True
-                            if isinstance(last := deltas[-1] if deltas else None, Finish):
-                                self._window.note_usage(size, last.usage.input_tokens)
-                                call.usage = last.usage
-                                deltas[-1] = last.by(self.name)
-                            if shown := thoughts.feed(deltas):
-                                yield shown
+                    async with transport.stream_limit(self.endpoint).slot(transport.caller.get()):
+                        begun = await self._begin_stream(request, thoughts.then(on_text))
+                        async with aclosing(begun.rest) as rest:
+                            deltas = begun.first
+                            while deltas is not None:
+                                has_begun = True
+                                if isinstance(last := deltas[-1] if deltas else None, Finish):
+                                    self._window.note_usage(size, last.usage.input_tokens)
+                                    call.usage = last.usage
+                                    deltas[-1] = last.by(self.name, lacks_tools=begun.lacks_tools)
+                                if shown := thoughts.feed(deltas):
+                                    yield shown
+                                deltas = await anext(rest, None)
                     await self._thoughts.note_stream(thoughts)
                     return
                 except errors.ModelError as error:
@@ -187,19 +199,17 @@ class EndpointChat(ChatModel):
             raise errors.ModelTimeout("the model did not come to the end of its answer") from None
         raise errors.ModelInterrupted("the model's answer broke off")
 
-    async def _begin_stream(
-        self, request: ModelRequest, on_text: OnText | None
-    ) -> AsyncGenerator[list[Delta], None]:
+    async def _begin_stream(self, request: ModelRequest, on_text: OnText | None) -> _BegunStream:
         """Return a stream with its first deltas, which show that the endpoint has taken the request."""
 
-        async def begin(refused: Features) -> AsyncGenerator[list[Delta], None]:
+        async def begin(refused: Features) -> _BegunStream:
             source = self._requests.stream(request, partial(self._stream_once, request, refused), on_text)
             try:
                 first = await anext(source, None)
             except BaseException:
                 await source.aclose()
                 raise
-            return _chain(first, source, lacks_tools=bool(request.tools) and Feature.TOOLS in refused)
+            return _BegunStream(first, source, bool(request.tools) and Feature.TOOLS in refused)
 
         return await send_adapted(self._learnt, request, streams=True, send=begin)
 
@@ -213,20 +223,3 @@ class EndpointChat(ChatModel):
     ) -> AsyncGenerator[list[Delta], None]:
         """Make one attempt at a stream, without the features that the endpoint refuses. Text behind the first deltas
         may go to `on_text` as it arrives, instead of being yielded."""
-
-
-async def _chain(
-    first: list[Delta] | None, rest: AsyncGenerator[list[Delta], None], *, lacks_tools: bool
-) -> AsyncGenerator[list[Delta], None]:
-    """Yield all deltas of a stream. Its finish says whether the request went without its tools."""
-    async with aclosing(rest):
-        if first is not None:
-            yield _marked(first, lacks_tools)
-            async for deltas in rest:
-                yield _marked(deltas, lacks_tools)
-
-
-def _marked(deltas: list[Delta], lacks_tools: bool) -> list[Delta]:
-    if lacks_tools and deltas and isinstance(last := deltas[-1], Finish):
-        deltas[-1] = replace(last, lacks_tools=True)
-    return deltas

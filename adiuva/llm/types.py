@@ -117,9 +117,9 @@ class Finish:
     usage: Usage
     lacks_tools: bool = False
 
-    def by(self, model: str) -> Finish:
-        """Return the same finish of an answer of this model."""
-        return Finish(self.reason, self.usage.by(model), self.lacks_tools)
+    def by(self, model: str, *, lacks_tools: bool) -> Finish:
+        """Return the same finish of an answer of this model. `lacks_tools`: it was asked without its tools."""
+        return Finish(self.reason, self.usage.by(model), lacks_tools)
 
 
 Delta = Text | ToolCall | Finish
