@@ -18,10 +18,10 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-import orjson
 from django.db import connection
 
 from adiuva.accounts.keys import cipher_for
+from adiuva.core.array_parameters import half_vector
 from memory import text_embedding
 from memory.models import Tier
 from memory.sign_bits import question_bits
@@ -100,21 +100,21 @@ _NOTHING_NEAR: Final = "SELECT NULL::uuid AS id, NULL::varchar AS tier, NULL::bi
 # A term belongs to one user, so its posting list is read without joining the user's other rows: OFFSET keeps the
 # planner from doing so. The owner is checked all the same. The weight is the square of the share of the question's
 # words, each by its rarity, that an entry has: one shared word of many must not outrank the nearest meaning.
-_WITH_WORDS: Final = """
+_WITH_WORDS: Final = f"""
     WITH hits AS MATERIALIZED (
-        SELECT question.term, e.id, e.tier,
-            CASE WHEN e.shared < %(per_word)s THEN 1 / sqrt(e.shared) ELSE %(common)s END AS rarity
-        FROM unnest(%(terms)s::bigint[]) AS question(term)
-        CROSS JOIN LATERAL (
-            SELECT id, tier, count(*) OVER () AS shared
-            FROM (
+        SELECT term, id, tier,
+            CASE WHEN shared < {_MAX_ENTRIES_PER_WORD} THEN 1 / sqrt(shared) ELSE {_COMMON_WORD_WEIGHT} END AS rarity
+        FROM (
+            SELECT question.term, e.id, e.tier, count(*) OVER (PARTITION BY question.term) AS shared
+            FROM unnest(%(terms)s::bigint[]) AS question(term)
+            CROSS JOIN LATERAL (
                 SELECT id, tier
                 FROM (SELECT id, tier, user_id, valid_to FROM memory_entry
                       WHERE terms @> ARRAY[question.term] OFFSET 0) AS listed
-                WHERE user_id = %(user)s AND valid_to IS NULL LIMIT %(per_word)s
-            ) AS first
-        ) AS e
-        WHERE e.tier = ANY(%(tiers)s::text[])
+                WHERE user_id = %(user)s AND valid_to IS NULL LIMIT {_MAX_ENTRIES_PER_WORD}
+            ) AS e
+        ) AS counted
+        WHERE tier = ANY(%(tiers)s::text[])
     ), question AS (
         SELECT cardinality(%(terms)s::bigint[]) - count(*) + COALESCE(sum(rarity), 0) AS rarity
         FROM (SELECT min(rarity) AS rarity FROM hits GROUP BY term) AS known
@@ -123,7 +123,7 @@ _WITH_WORDS: Final = """
         power(sum(hits.rarity) / min(question.rarity), 2) AS weight
     FROM hits CROSS JOIN question
     GROUP BY id, tier
-"""
+"""  # noqa: S608
 
 # (id, place, weight) of entries near the question's vector and of entries with its words: {near} is `near_sql()`.
 LISTS: Final = f"""
@@ -137,10 +137,11 @@ ENTRY: Final = """
     SELECT * FROM memory_entry
     WHERE memory_entry.id = fused.id AND user_id = %(user)s AND valid_to IS NULL LIMIT 1
 """
-FUSED_RANK: Final = "COALESCE(sum(weight / (%(damping)s + place)), 0) AS score"
-SCORE: Final = """
-    (fused.score * (1 + %(bonus)s * e.uses / (e.uses + 10.0::float8)
-        + %(bonus)s * power(0.5::float8, GREATEST(0, date_part('epoch', %(now)s - e.valid_from)) / %(half_life)s)))
+FUSED_RANK: Final = f"COALESCE(sum(weight / ({_DAMPING} + place)), 0) AS score"
+_AGE: Final = "GREATEST(0, date_part('epoch', %(now)s - e.valid_from))"
+SCORE: Final = f"""
+    (fused.score * (1 + {_MAX_BONUS}::float8 * e.uses / (e.uses + 10.0::float8)
+        + {_MAX_BONUS}::float8 * power(0.5::float8, {_AGE} / {_NOVELTY_HALF_LIFE.total_seconds()}::float8)))
 """
 
 
@@ -149,13 +150,17 @@ def has_many(vectors: int) -> bool:
     return vectors >= _MANY
 
 
+def usable(vector: Sequence[float] | None) -> Sequence[float] | None:
+    """Return a vector that can be compared; None for none, zeros, or values beyond half precision."""
+    return vector if vector is not None and 0 < math.hypot(*vector) < _MAX_LENGTH else None
+
+
 def near_sql(vector: Sequence[float] | None, *, vectors: int = 0) -> str:
-    """Return SQL for the list of entries near a vector; an empty list for no vector, zeros, or values beyond half
-    precision.
+    """Return SQL for the list of entries near a usable vector; an empty list for none.
 
     `vectors`: the user's number of vectors, if known. Of many, only those with the nearest sign bits are compared.
     """
-    if vector is None or not 0 < math.hypot(*vector) < _MAX_LENGTH:
+    if vector is None:
         return _NOTHING_NEAR
     return _NEAR.format(dimensions=len(vector), compared=_NEAREST_BITS if has_many(vectors) else _ALL)
 
@@ -172,17 +177,17 @@ def parameters(
     vectors: int = 0,
     common: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Return the parameters of LISTS and SCORE. Each list brings `per_tier` entries; `max_near` of `vectors` are
-    examined.
+    """Return the parameters of LISTS and SCORE for a question and its vector, a usable one.
 
+    Each list brings `per_tier` entries; `max_near` of `vectors` are examined.
     `common`: hashes of words that are not looked up, unless the question has no others.
     """
     terms = hash_terms(question[:MAX_QUESTION_CHARS], cipher_for(user_id))
     terms = [term for term in terms if term not in common] or terms
-    bits, inverted = question_bits(vector) if vector and has_many(vectors) else (None, None)
+    bits, inverted = question_bits(vector) if vector is not None and has_many(vectors) else (None, None)
     return {
         "user": user_id,
-        "vector": orjson.dumps(vector).decode() if vector is not None else None,
+        "vector": half_vector(vector) if vector is not None else None,
         "space": text_embedding.current_space(),
         "terms": _array(terms[:_MAX_TERMS]),
         "tiers": _array(tiers),
@@ -193,11 +198,6 @@ def parameters(
         "compared": _COMPARED,
         "sampled": max(1, vectors // _SAMPLED),
         "nearest_of_sample": max(1, _SORTED * _COMPARED // _SAMPLED),
-        "per_word": _MAX_ENTRIES_PER_WORD,
-        "common": _COMMON_WORD_WEIGHT,
-        "damping": _DAMPING,
-        "bonus": _MAX_BONUS,
-        "half_life": _NOVELTY_HALF_LIFE.total_seconds(),
         "now": now,
     }
 

@@ -83,6 +83,7 @@ def recall(
     """
     size = _size_of(user_id)
     vectors = size.vectors if size else 0
+    vector = ranking.usable(vector)
     parameters = ranking.parameters(
         user_id,
         question,
@@ -94,11 +95,6 @@ def recall(
         vectors=vectors,
         common=size.common if size else (),
     )
-    parameters |= {
-        "min_confidence": MIN_PATTERN_CONFIDENCE,
-        "recent": _RECENT_EPISODES,
-        "patterns": _PER_TIER,
-    }
     near = ranking.near_sql(vector, vectors=vectors)
     with prepared_cursor() as cursor:
         cursor.execute(_statement(near, "NULL" if size else ranking.COUNT), parameters)
@@ -174,22 +170,23 @@ def read_entry(user_id: uuid.UUID, entry_id: uuid.UUID) -> RecalledEntry | None:
 _COLUMNS: Final = ("id", "tier", "sealed", "valid_from", "confidence", "began_at", "ended_at")
 _TIERS: Final = {str(tier): tier for tier in Tier}
 _SELECTED: Final = ", ".join(f"e.{name}" for name in _COLUMNS)
+_FIT: Final = ", ".join(f"fit.{name}" for name in _COLUMNS)
 
 _RECALL: Final = f"""
 WITH fits AS ({ranking.LISTS}
     UNION ALL
     (SELECT id, row_number() OVER (ORDER BY valid_from DESC), 1 FROM memory_entry
      WHERE user_id = %(user)s AND tier = 'episodic' AND valid_to IS NULL AND NOT proposed
-     ORDER BY valid_from DESC LIMIT %(recent)s)
+     ORDER BY valid_from DESC LIMIT {_RECENT_EPISODES})
     UNION ALL
     (SELECT id, row_number() OVER (ORDER BY confidence DESC), 1 FROM memory_entry
      WHERE user_id = %(user)s AND tier = 'proactive' AND valid_to IS NULL AND NOT proposed
-        AND confidence >= %(min_confidence)s
-     ORDER BY confidence DESC LIMIT %(patterns)s)
+        AND confidence >= {MIN_PATTERN_CONFIDENCE}
+     ORDER BY confidence DESC LIMIT {_PER_TIER})
 ), fused AS (
     SELECT id, {ranking.FUSED_RANK} FROM fits GROUP BY id
 )
-SELECT fit.*, memory.policy, {{count}}
+SELECT {_FIT}, memory.policy, {{count}}
 FROM (
     SELECT enabled, policy::text AS policy
     FROM (VALUES (1)) AS one LEFT JOIN memory_memory ON user_id = %(user)s OFFSET 0
@@ -203,7 +200,7 @@ LEFT JOIN LATERAL (
     SELECT {_SELECTED}, {ranking.SCORE} AS score
     FROM fused CROSS JOIN LATERAL ({ranking.ENTRY}) AS e
     WHERE memory.enabled IS NOT FALSE AND e.tier <> 'core'
-        AND (e.tier <> 'proactive' OR e.confidence >= %(min_confidence)s)
+        AND (e.tier <> 'proactive' OR e.confidence >= {MIN_PATTERN_CONFIDENCE})
 ) AS fit ON true
 ORDER BY fit.tier <> 'core', fit.score DESC, fit.valid_from DESC
 """  # noqa: S608

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from asgiref.sync import async_to_sync
-from django.db import close_old_connections, connection
+from django.db import close_old_connections
 from django.utils import timezone
 
 from adiuva import llm
+from adiuva.core.db import prepared_cursor
 from billing import usage
 from billing.models import Purpose
 from memory import ranking, text_embedding
@@ -53,10 +54,11 @@ def search(
     limit: int = 20,
 ) -> list[SearchHit]:
     """Find entries by a question's words and by its vector, which is of the current space."""
+    vector = ranking.usable(vector)
     parameters = ranking.parameters(
         user_id, question, vector, tiers, per_tier=limit, max_near=_MAX_NEAR, now=now
     )
-    with connection.cursor() as cursor:
+    with prepared_cursor() as cursor:
         cursor.execute(_SEARCH.format(near=ranking.near_sql(vector)), parameters)
         scores = dict(cursor.fetchmany(limit))
     found = Entry.objects.of(user_id).current().in_bulk(list(scores))

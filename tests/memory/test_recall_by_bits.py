@@ -70,6 +70,22 @@ def test_the_same_is_recalled_once_a_process_knows_that_a_user_has_many(user: uu
     assert by_bits == [True] * (len(TEXTS) + 1) + [False]
 
 
+@pytest.mark.parametrize(
+    "vector", [[0.0] * 512, [float("nan")] * 512, [float("inf")] * 512, [1e30] * 512, []]
+)
+def test_an_unusable_vector_leaves_recall_to_words(user: uuid.UUID, vector: list[float]) -> None:
+    nearest(user, TEXTS[0])
+    found = recall.recall(
+        user_id=user,
+        question=TEXTS[20],
+        vector=vector,
+        provider="acme",
+        limit_tokens=500,
+        now=dt.datetime.now(dt.UTC),
+    )
+    assert found.entries[0].content == TEXTS[20]
+
+
 def test_what_a_process_knows_of_a_user_is_asked_again(
     user: uuid.UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
