@@ -14,6 +14,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register, run_checks
 from django.db import DEFAULT_DB_ALIAS, connection
 
+from adiuva.accounts.validators import timezones
 from adiuva.core import tracing
 from adiuva.llm import prices
 from adiuva.local_embeddings import CONFIGURED_NAME, WeightsMissing, find_file
@@ -171,7 +172,7 @@ def _configuration_problems() -> Iterator[CheckMessage]:
         yield Warning(
             "ADIUVA_MAIL_URL is not set.",
             hint="Nobody can set a forgotten password anew, and registering tells which addresses have an account.",
-            id="adiuva.W005",
+            id="adiuva.W006",
         )
     if not settings.KEYS_APART:
         yield Warning(
@@ -185,6 +186,8 @@ def _database_problems() -> Iterator[CheckMessage]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT default_version FROM pg_available_extensions WHERE name = 'vector'")
         found = cursor.fetchone()
+        cursor.execute("SELECT name FROM pg_timezone_names")
+        known = {name for (name,) in cursor.fetchall()}
     if (version := connection.get_database_version()) < _MIN_POSTGRES:
         yield Error(
             f"PostgreSQL is {'.'.join(map(str, version))}.",
@@ -196,4 +199,10 @@ def _database_problems() -> Iterator[CheckMessage]:
             f"pgvector is {found[0]}." if found else "PostgreSQL has no pgvector.",
             hint=f"Install pgvector {'.'.join(map(str, _MIN_PGVECTOR))} or newer on the database's server.",
             id="adiuva.E008",
+        )
+    if unknown := sorted(timezones() - known):
+        yield Warning(
+            f"PostgreSQL does not know time zones that users may choose: {', '.join(unknown)}.",
+            hint="Chats of such users fail: update the time zone data on the database's server.",
+            id="adiuva.W007",
         )

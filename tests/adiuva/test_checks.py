@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ def test_a_safe_installation_has_nothing_to_complain_about() -> None:
         ({"MODEL": {"model": "openai/adiuva-offline"}}, "adiuva.W002"),
         ({"PUBLIC_URL": "http://adiuva.example"}, "adiuva.W003"),
         ({"KEYS_APART": False}, "adiuva.W004"),
-        ({"MAIL_ENABLED": False}, "adiuva.W005"),
+        ({"MAIL_ENABLED": False}, "adiuva.W006"),
     ],
 )
 def test_each_unsafe_setting_is_found_in_production_only(changed: dict[str, Any], expected: str) -> None:
@@ -127,6 +129,19 @@ def test_postgresql_is_new_enough_before_it_gets_tables(
         monkeypatch.setattr(checks, name, version)
     found = run_checks(tags=["database"], databases=["default"])
     assert [problem.id for problem in found] == expected
+
+
+@pytest.mark.django_db(transaction=False)
+def test_postgresql_knows_every_time_zone_that_users_may_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements that begin and end turns ask it for the user's day and month."""
+    monkeypatch.setattr(checks, "timezones", lambda: {"Europe/Rome", "UTC", "Mars/Olympus"})
+    (problem,) = run_checks(tags=["database"], databases=["default"])
+    assert problem.id == "adiuva.W007" and "choose: Mars/Olympus." in problem.msg
+
+
+def test_each_check_has_an_id_of_its_own() -> None:
+    ids = re.findall(r'id="(adiuva\.\w+)"', inspect.getsource(checks))
+    assert len(ids) == len(set(ids)) > 15
 
 
 @pytest.mark.parametrize(
