@@ -26,8 +26,8 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-class Answer:
-    """Answer to a request, of which the head has been read. It must be released."""
+class Response:
+    """Response to a request, of which the head has been read. It must be released."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class Answer:
             self._connection.release()
 
 
-class Target:
-    """Method and address of requests that have the same headers."""
+class PreparedRequest:
+    """Method, address and headers of requests, ready to be sent with one body after another."""
 
     def __init__(self, method: str, url: URL, headers: Mapping[str, str]) -> None:
-        """Prepare requests. Raises ValueError if a header holds control characters, which could end it."""
+        """Raises ValueError if a header holds control characters, which could end it."""
         self._method, self._url = method, url
         lines = [f"{method} {url.raw_path_qs} HTTP/1.1", f"Host: {url.host_port_subcomponent}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -73,8 +73,8 @@ class Target:
 
     async def send(
         self, connector: aiohttp.TCPConnector, body: bytes | None = None, *, silence_s: float | None = None
-    ) -> Answer:
-        """Send a request; return its answer when the head has come.
+    ) -> Response:
+        """Send it with this body; return the response when its head has come.
 
         Raises aiohttp's errors, TimeoutError if the connection takes too long or nothing arrives for `silence_s`, and
         ModelGarbled for an answer that is not HTTP.
@@ -95,7 +95,7 @@ class Target:
             while True:
                 head, content = await protocol.read()
                 if head.code >= 200 or head.code == 101:  # others only announce the answer
-                    return Answer(connection, protocol, head, content)
+                    return Response(connection, protocol, head, content)
         except BaseException as error:
             _close(connection)
             if isinstance(error, HttpProcessingError):

@@ -22,7 +22,7 @@ from adiuva.core.http import BodyTooLarge, backoff_s, read_bounded
 from adiuva.core.per_loop import PerLoop
 from adiuva.llm import errors
 from adiuva.llm.concurrency import AdaptiveLimit
-from adiuva.llm.http_request import Answer, Target
+from adiuva.llm.http_request import PreparedRequest, Response
 from adiuva.llm.openai_format import loads
 from adiuva.llm.streamed_body import Body, ReadBody, StreamedBody, StreamingConnector, StreamingProtocol
 
@@ -134,13 +134,13 @@ class Endpoint:
             raise errors.ModelNotConfigured("the model's api_base is not a plain http or https address")
         self._base = url
         self.name = str(url.with_query(None)).rstrip("/")
-        self._targets: dict[str, Target] = {}
+        self._prepared: dict[str, PreparedRequest] = {}
         self._headers = {"User-Agent": "adiuva", "Accept": "*/*", "Accept-Encoding": "identity"}
         self._headers["Content-Type"] = "application/json"
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         try:
-            Target("GET", url, self._headers)
+            PreparedRequest("GET", url, self._headers)
         except ValueError:
             raise errors.ModelNotConfigured("the model's api_key holds control characters") from None
 
@@ -151,8 +151,8 @@ class Endpoint:
     async def post_json(self, path: str, body: dict[str, Any]) -> Any:
         """POST a body; return the JSON of the answer."""
         try:
-            async with asyncio.timeout(settings.MODEL_TIMEOUT_S), self.post(path, body) as answer:
-                return await _json(answer)
+            async with asyncio.timeout(settings.MODEL_TIMEOUT_S), self.post(path, body) as response:
+                return await _json(response)
         except TimeoutError as error:
             raise _model_error(error) from None
 
@@ -161,13 +161,13 @@ class Endpoint:
         url = self._base.joinpath("") / path if not path.startswith("../") else self._base.parent / path[3:]
         try:
             async with asyncio.timeout(_LOOK_UP_TIMEOUT_S):
-                answer = await Target("GET", url, self._headers).send(connector())
+                response = await PreparedRequest("GET", url, self._headers).send(connector())
                 try:
-                    if answer.status != 200:
+                    if response.status != 200:
                         return None
-                    return loads(await read_bounded(chunks(answer), MAX_LOOK_UP_BYTES))
+                    return loads(await read_bounded(chunks(response), MAX_LOOK_UP_BYTES))
                 finally:
-                    answer.release()
+                    response.release()
         except (aiohttp.ClientError, errors.ModelGarbled, TimeoutError, ValueError, BodyTooLarge) as error:
             log.info("model.look_up_failed", endpoint=self.name, path=path, error=type(error).__name__)
             return None
@@ -175,36 +175,36 @@ class Endpoint:
     @asynccontextmanager
     async def post(
         self, path: str, body: dict[str, Any], *, silence_s: float | None = None
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[Response]:
         """POST a body; the context is a successful answer with its body unread. Raises ModelTimeout after `silence_s`
         without a byte.
 
         Leaving the context early closes the connection at once.
         """
-        if (target := self._targets.get(path)) is None:
+        if (request := self._prepared.get(path)) is None:
             url = self._base.joinpath(path).with_query(self._base.query)
-            target = self._targets[path] = Target("POST", url, self._headers)
+            request = self._prepared[path] = PreparedRequest("POST", url, self._headers)
         try:
-            answer = await target.send(connector(), orjson.dumps(body), silence_s=silence_s)
+            response = await request.send(connector(), orjson.dumps(body), silence_s=silence_s)
             try:
-                if answer.status != 200:
-                    raise await _error_of(answer)
-                yield answer
+                if response.status != 200:
+                    raise await _error_of(response)
+                yield response
             finally:
-                answer.release()
+                response.release()
         except (aiohttp.ClientError, TimeoutError) as error:
             # Not `from error`, because the errors of aiohttp can hold more than may be logged.
             raise _model_error(error) from None
 
 
-async def chunks(answer: Answer, silence_s: float | None = None) -> AsyncGenerator[bytes, None]:
+async def chunks(response: Response, silence_s: float | None = None) -> AsyncGenerator[bytes, None]:
     """Yield the body as it is read from the socket. Raises TimeoutError when nothing arrives for `silence_s`."""
     # A short answer is there as a whole.
-    is_whole = answer.content.is_eof()
-    watch = None if silence_s is None or is_whole else _SilenceTimer(answer, silence_s)
+    is_whole = response.content.is_eof()
+    watch = None if silence_s is None or is_whole else _SilenceTimer(response, silence_s)
     size = 0
     try:
-        while piece := await (watch or answer.content).readany():
+        while piece := await (watch or response.content).readany():
             size += len(piece)
             if size > MAX_ANSWER_BYTES:
                 raise errors.ModelGarbled("the model's answer is too long")
@@ -215,31 +215,31 @@ async def chunks(answer: Answer, silence_s: float | None = None) -> AsyncGenerat
 
 
 @asynccontextmanager
-async def streamed_body(answer: Answer, silence_s: float) -> AsyncIterator[Body]:
+async def streamed_body(response: Response, silence_s: float) -> AsyncIterator[Body]:
     """Return the body of an answer that is shown as it comes.
 
     Its readers get TimeoutError when nothing arrives for `silence_s`.
     """
-    protocol, headers = answer.protocol, answer.headers
+    protocol, headers = response.protocol, response.headers
     is_plain = headers.get("Transfer-Encoding", "").lower() == "chunked" and "Content-Encoding" not in headers
     if is_plain and isinstance(protocol, StreamingProtocol):
-        body = StreamedBody(protocol, answer.content, silence_s=silence_s, max_bytes=MAX_ANSWER_BYTES)
+        body = StreamedBody(protocol, response.content, silence_s=silence_s, max_bytes=MAX_ANSWER_BYTES)
         try:
             if body.begin():
                 yield body
                 return
         finally:
             body.close()
-    async with aclosing(chunks(answer, silence_s)) as pieces:
-        yield ReadBody(pieces, answer.content)
+    async with aclosing(chunks(response, silence_s)) as pieces:
+        yield ReadBody(pieces, response.content)
 
 
 class _SilenceTimer:
     """Timer that ends the wait for a silent stream. aiohttp's sock_read would start one timer per read."""
 
-    def __init__(self, answer: Answer, silence_s: float) -> None:
-        self._content, self._quiet_s = answer.content, silence_s
-        answer.protocol.read_timeout = None
+    def __init__(self, response: Response, silence_s: float) -> None:
+        self._content, self._quiet_s = response.content, silence_s
+        response.protocol.read_timeout = None
         self._loop = asyncio.get_running_loop()
         self._waiting_since: float | None = None
         self._timer = self._loop.call_later(silence_s, self._check)
@@ -263,25 +263,25 @@ class _SilenceTimer:
         self._timer.cancel()
 
 
-async def _json(answer: Answer) -> Any:
+async def _json(response: Response) -> Any:
     try:
-        return loads(b"".join([piece async for piece in chunks(answer)]))
+        return loads(b"".join([piece async for piece in chunks(response)]))
     except ValueError:
         raise errors.ModelGarbled(
             "the model's address answers, but not with JSON: check the api_base"
         ) from None
 
 
-async def _error_of(answer: Answer) -> errors.ModelError:
+async def _error_of(response: Response) -> errors.ModelError:
     raw, body = b"", None
     try:
-        raw = await read_bounded(chunks(answer), MAX_ERROR_BODY_BYTES)
+        raw = await read_bounded(chunks(response), MAX_ERROR_BODY_BYTES)
         body = loads(raw)
     except BodyTooLarge as large:
         raw = large.head
     except (aiohttp.ClientError, TimeoutError, ValueError):
         pass  # the status is sufficient
-    return errors.from_status(answer.status, body, answer.headers, text=raw.decode("utf-8", "replace"))
+    return errors.from_status(response.status, body, response.headers, text=raw.decode("utf-8", "replace"))
 
 
 def _model_error(error: Exception) -> errors.ModelError:
