@@ -108,10 +108,11 @@ class Stack:
         if folder := self._mail_folder():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_models()
-        # On most starts the databases are ready, and nothing waits for the look at them.
-        is_prepared = self._is_prepared()
+        # On most starts the database has all migrations, and nothing waits for what is left to prepare.
+        is_schema_current = self._is_remembered("schema", schema_fingerprint())
+        is_prepared = is_schema_current and self._is_remembered("code", code_fingerprint())
         self.migration = self._start_migration(*(["--same-code"] if is_prepared else []))
-        if not is_prepared:
+        if not is_schema_current:
             self._finish_migration(self.migration)
         self.terminal.say("Web and workers …")
         for lane in ("runs", "short"):  # a process for each, so that work in one takes no CPU from the other
@@ -127,7 +128,7 @@ class Stack:
         self._start_device()
         self._wait_until_ready(web)
         threading.Thread(target=self._show, name="show", daemon=True).start()
-        if is_prepared:
+        if is_schema_current:
             self._finish_migration(self.migration)
 
     def _start_servers(self) -> None:
@@ -277,16 +278,16 @@ class Stack:
         try:
             if child.wait(within_s=_STEP_TIMEOUT_S) != 0:
                 raise StackError(f"the database could not be prepared: {tail(child.log)} (see {child.log})")
-            self.state.remember("prepared", code_fingerprint())
+            self.state.remember("schema", schema_fingerprint())
+            self.state.remember("code", code_fingerprint())
         finally:
             child.kill()
 
-    def _is_prepared(self) -> bool:
-        """Return whether an earlier start has prepared our own database with the same code. Then the other processes
-        start while it is looked at, which saves that time on a second start."""
+    def _is_remembered(self, name: str, fingerprint: str) -> bool:
+        """Return whether an earlier start has prepared our own database with this schema or code."""
         if self.postgres is None or self.postgres.is_new or env.KEYS_DATABASE_URL.read_configured():
             return False
-        return self.state.remembered("prepared") == code_fingerprint()
+        return self.state.remembered(name) == fingerprint
 
     def _wait_until_ready(self, web: Child) -> None:
         """Wait until every health check passes; after the timeout, say which fail and continue."""
@@ -420,9 +421,18 @@ def _fingerprint_of_examples() -> str:
     return found.hexdigest()
 
 
+def schema_fingerprint() -> str:
+    """Return a text that changes with our migrations, and with the packages that bring some."""
+    return _fingerprint("migrations/*.py")
+
+
 def code_fingerprint() -> str:
-    """Return a text that changes with our code and its packages, on which tables, roles and plans depend."""
-    files = [file for part in _CODE for file in sorted((BASE_DIR / part).rglob("*.py"))]
+    """Return a text that changes with our code and its packages, on which roles and plans depend as well."""
+    return _fingerprint("*.py")
+
+
+def _fingerprint(pattern: str) -> str:
+    files = [file for part in _CODE for file in sorted((BASE_DIR / part).rglob(pattern))]
     found = hashlib.sha256()
     for file in [*files, BASE_DIR / "requirements.txt"]:
         found.update(file.read_bytes())

@@ -66,30 +66,38 @@ def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
         StateFolder(tmp_path / "file")
 
 
-def test_code_that_has_prepared_the_databases_is_told_from_any_other(
+def test_a_schema_and_code_that_are_remembered_are_told_from_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On it hangs whether processes start before the databases are looked at."""
-    migrations = tmp_path / "code" / "chat" / "migrations"
-    migrations.mkdir(parents=True)
-    (migrations / "0001_initial.py").write_text("a table")
-    packages = tmp_path / "code" / "requirements.txt"
-    packages.write_text("django==5.2.1")
+    """On the schema hangs whether processes start before `migrate` has ended, on the code whether it runs."""
+    files = {
+        "requirements.txt": "django==5.2.1",
+        "chat/migrations/0001_initial.py": "a table",
+        "adiuva/staff/roles.py": "a role",
+    }
+    changes = {
+        "requirements.txt": (True, True),
+        "chat/migrations/0002_more.py": (True, True),
+        "adiuva/staff/roles.py": (False, True),
+        "README.md": (False, False),
+    }
     monkeypatch.setattr(stack, "BASE_DIR", tmp_path / "code")
+    for name, text in files.items():
+        _write(tmp_path / "code" / name, text)
     state = StateFolder(tmp_path / "state")
-    assert state.remembered("prepared") == ""
-    state.remember("prepared", stack.code_fingerprint())
-    assert state.remembered("prepared") == stack.code_fingerprint()
+    assert state.remembered("schema") == state.remembered("code") == ""
+    for name, expected in changes.items():
+        state.remember("schema", stack.schema_fingerprint())
+        state.remember("code", stack.code_fingerprint())
+        _write(tmp_path / "code" / name, "something else")
+        assert expected == (
+            state.remembered("schema") != stack.schema_fingerprint(),
+            state.remembered("code") != stack.code_fingerprint(),
+        )
+    (tmp_path / "state" / "schema").write_bytes(b"\xff")
+    assert state.remembered("schema") == ""
 
-    packages.write_text("django==5.2.2")
-    assert state.remembered("prepared") != stack.code_fingerprint()
-    state.remember("prepared", stack.code_fingerprint())
-    (migrations / "0002_more.py").write_text("a column")
-    assert state.remembered("prepared") != stack.code_fingerprint()
-    state.remember("prepared", stack.code_fingerprint())
-    roles = tmp_path / "code" / "adiuva" / "staff" / "roles.py"
-    roles.parent.mkdir(parents=True)
-    roles.write_text("a role")
-    assert state.remembered("prepared") != stack.code_fingerprint()
-    (tmp_path / "state" / "prepared").write_bytes(b"\xff")
-    assert state.remembered("prepared") == ""
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
