@@ -68,7 +68,8 @@ def _turned(vector: Sequence[float]) -> tuple[int, int]:
     size = max(half, 1 << max(0, len(vector) - 1).bit_length())
     turn = _turn(size)
     length = math.hypot(*vector)
-    scale = turn.length / length if length else 0.0
+    # A vector along one axis is a component as long as the vector, and must stay within its lane.
+    scale = (turn.length - 1) / length if length else 0.0
     values = array("I", [int(value * scale) + turn.length for value in vector])
     values.extend([turn.length] * (size - len(vector)))
     # A random sign for each component, then a Walsh-Hadamard transform: a rotation that takes only additions. Both

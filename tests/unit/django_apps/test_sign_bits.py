@@ -43,6 +43,17 @@ def test_vectors_of_which_most_components_are_zero_are_told_apart() -> None:
     assert 0.3 < differing(one, other) / BITS < 0.7
 
 
+@pytest.mark.parametrize("dimensions", [1, 384, 512, 1_536])
+def test_a_vector_along_one_axis_is_like_its_neighbours(dimensions: int) -> None:
+    """So are those of texts of one word, where meaning is told by words."""
+    for place in range(0, dimensions, 13):
+        for component in (1.0, -1.0):
+            along, beside = [0.0] * dimensions, [0.01] * dimensions
+            along[place] = beside[place] = component
+            assert differing(along, beside) / BITS < 0.2
+            assert differing(along, [-value for value in along]) > 0.99 * BITS
+
+
 def test_bits_are_those_that_are_in_databases_already() -> None:
     digest = sha256(sign_bits([place % 7 - 3.0 for place in range(512)]).encode()).hexdigest()
     assert digest[:16] == "ffd1c98cb3623b51"
