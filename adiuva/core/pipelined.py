@@ -16,7 +16,7 @@ there at the end. Within `transaction.atomic`, all belongs to that transaction.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import psycopg
@@ -52,7 +52,15 @@ class Pipeline:
                     pipeline._enqueue_sync()  # `sync` would wait for the results
                 else:
                     cursor, statement, parameters = each
-                    cursor.enqueue(statement, parameters)
+                    with _logged(cursor, statement, parameters):
+                        cursor.enqueue(statement, parameters)
+
+
+def _logged(cursor: PreparedCursor, statement: str, parameters: Parameters) -> AbstractContextManager[None]:
+    """Return what puts a statement into `connection.queries` if Django logs queries, without the time it takes."""
+    if not connection.queries_logged:
+        return nullcontext()
+    return connection.make_debug_cursor(cursor).debug_sql(statement, parameters)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from adiuva.core.pipelined import pipelined
 
@@ -44,6 +45,14 @@ def test_results_are_there_at_the_end() -> None:
             found = pipeline.add("SELECT count(*) FROM pipelined_test WHERE body = %(body)s", {"body": "a"})
         assert stored.fetchone() == (number,)
         assert found.fetchone() == (number + 1,)
+
+
+def test_statements_are_among_those_that_django_logs() -> None:
+    with CaptureQueriesContext(connection) as logged, pipelined() as pipeline:
+        pipeline.add(_STORE, [1, "a", None])
+        pipeline.commit()
+        pipeline.add(_BODIES, [])
+    assert [each["sql"] for each in logged] == [_STORE, _BODIES]
 
 
 def test_all_up_to_a_commit_is_stored_or_nothing() -> None:

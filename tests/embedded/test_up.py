@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -153,6 +153,7 @@ def _holds(pid: int, secret: bytes) -> bool:
 
 def _kill_each(up: Up, folder: Path, port: int) -> None:
     """Kill each process of a stack, and then what they are forked from: each time all come back."""
+    _wait_until(lambda: "migrate" not in _processes(folder), "migrate")  # the table does not wait for it
     before = _processes(folder)
     names = set(before)
     assert {"preload", "preload-django", "web", "worker-runs", "worker-short", "device"} < names
@@ -171,11 +172,15 @@ def _kill_each(up: Up, folder: Path, port: int) -> None:
 
 def _wait_until_back(names: set[str], folder: Path, port: int) -> None:
     """Until these processes run, and no others, and the server is ready."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while (running := set(_processes(folder))) != names:
-        assert time.monotonic() < deadline, running ^ names
-        time.sleep(0.1)
+    _wait_until(lambda: set(_processes(folder)) == names, names)
     _wait_until_ready(port)
+
+
+def _wait_until(condition: Callable[[], bool], expected: object) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, expected
+        time.sleep(0.1)
 
 
 def _wait_until_ready(port: int) -> None:
