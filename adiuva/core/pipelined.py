@@ -81,3 +81,7 @@ def pipelined() -> Iterator[Pipeline]:
             if database.pgconn.pipeline_status != PipelineStatus.OFF:
                 database.close()
             raise
+        except IndexError as error:
+            # For such a commit there is one result more than psycopg waits for, if it arrives with those before it.
+            database.close()
+            raise psycopg.OperationalError("a commit in a pipeline has failed") from error
