@@ -96,7 +96,8 @@ class _Turn(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _turn(size: int) -> _Turn:
-    """The same in every process, for ever: bits in the database were made with it."""
+    """Return the rotation of vectors of this size, the same in every process, for ever: bits in the database were made
+    with it."""
     count = size.bit_length() - 1
     length = 1 << (_SIGN - count)  # each step doubles the offset
     drawn = random.Random(size).getrandbits(2 * size)
