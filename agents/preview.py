@@ -27,7 +27,7 @@ def append_records(run: Run, cipher: UserCipher, source: str, records: Sequence[
     Returns whether there was room for all of them.
     """
     text = _open(run, cipher)
-    lines = text.splitlines()
+    lines = _lines(text)
     room = True
     for record, is_known in records:
         shown = {"table": record.table, "data": record.data, "source": source, "known": is_known}
@@ -44,11 +44,16 @@ def append_records(run: Run, cipher: UserCipher, source: str, records: Sequence[
 
 def read_records(run: Run) -> list[dict[str, Any]]:
     """Return the records, in the order in which they were found. `known`: whether an earlier run had found it."""
-    return [orjson.loads(line) for line in _open(run, cipher_for(run.user_id)).splitlines()]
+    return [orjson.loads(line) for line in _lines(_open(run, cipher_for(run.user_id)))]
 
 
 def _open(run: Run, cipher: UserCipher) -> str:
     return Run.preview.unseal_from(cipher, run) if run.preview is not None else ""
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of JSON. `splitlines` would also split at U+0085, U+2028 and U+2029, which JSON may hold."""
+    return text.split("\n")[:-1]
 
 
 class SourceSample:

@@ -173,6 +173,21 @@ def test_a_preview_is_bounded_and_the_journal_says_so_once(db: None) -> None:
     assert 10 < len(preview.read_records(Run.objects.get(pk=long.run_id))) < 30
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1e", "\r", "\n"])
+def test_a_preview_holds_whatever_ends_a_line(db: None, separator: str) -> None:
+    agent = create_agent()
+    create_device(agent)
+    claimed = claim_dry_run(agent)
+    path, titles = f"/a{separator}b.md", [f"call{separator}Ada", "write the offer"]
+    shown(claimed, path, titles[0])
+    shown(claimed, "/c.md", titles[1])
+    records = preview.read_records(Run.objects.get(pk=claimed.run_id))
+    assert [(record["source"], record["data"]["title"]) for record in records] == [
+        (path, titles[0]),
+        ("/c.md", titles[1]),
+    ]
+
+
 def test_a_preview_is_sealed_and_not_read_where_it_is_not_shown(db: None) -> None:
     agent = create_agent()
     create_device(agent)

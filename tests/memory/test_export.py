@@ -247,6 +247,16 @@ def test_everything_of_the_account_is_in_it_in_clear_and_nothing_of_others(ada: 
     assert all(part.name in readme for part in registered_parts()) and str(ada.id) in readme
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_what_a_dry_run_found_is_in_it_whatever_ends_a_line(ada: Person, separator: str) -> None:
+    agent = create_agent(ada.id)
+    create_device(agent)
+    claimed = claim_run(create_run(agent, dry_run=True))
+    commit_tasks(claimed, f"Call{separator}heron")
+    (run,) = files(fetched(exported(ada)))["runs.jsonl"]
+    assert [record["data"]["title"] for record in run["records"]] == [f"Call{separator}heron"]
+
+
 # Keys and keyed hashes, vectors, and what is about the archive itself; of rooms that are to come, their own parts.
 LEFT_OUT = {
     "accounts_mail", "accounts_userkey", "accounts_deletion",
