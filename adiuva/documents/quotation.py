@@ -24,6 +24,13 @@ _WROTE_SHORT: Final = re.compile(
     r"|.{0,200}<[^<>\s]{1,100}@[^<>\s]{1,100}>[^<>]{0,30}[:：]",
     re.IGNORECASE,
 )
+# Needed if no '>' follows, since people write "On Friday Tom wrote these points:" above lists of their own. Mail
+# programs give the time of day or an address, and end with the verb or, in some languages, with the name after it.
+_WROTE_BY_PROGRAM: Final = re.compile(
+    r"(?=.*(?:(?<![.\d])\d{1,2}(?:[:.]|\s?h\s?)\d\d(?![.\d])|\S@\S))"
+    r".*\b(?:wrote|écrit|escribió|scritto|escreveu|napisał(?:\(a\)|/a)?|(?:schrieb|schreef|skrev)\b.{0,80})\s?:",
+    re.IGNORECASE,
+)
 _WROTE_BEGINS: Final = re.compile(r"(?:on|am|le|el|il|em|op|den|dnia|w dniu)\b.{4,250}", re.IGNORECASE)
 _RULE: Final = re.compile(
     r"[-_]{2,}\s*(?:original message|original appointment|ursprüngliche nachricht|message d.origine|mensaje original"
@@ -89,9 +96,11 @@ def _quotation(lines: list[str]) -> tuple[int, int]:
             break  # its sender wants it to be read
         if _RULE.fullmatch(text) or _is_header_block(lines, number):
             return _with_line_above(lines, number), len(lines)
-        if intro := _attribution(lines, number):
-            after = _skip_blank(lines, number + intro)
-            if after < len(lines) and not lines[after].startswith(">"):
+        if end := _attribution(lines, number):
+            end += number
+            after = _skip_blank(lines, end)
+            is_marked = after == len(lines) or lines[after].startswith(">")
+            if not is_marked and _WROTE_BY_PROGRAM.fullmatch(" ".join(map(str.strip, lines[number:end]))):
                 return number, len(lines)  # the quoted lines are not marked: it is all the rest
     blocks = _blocks(lines)
     if len(blocks) != 1:
