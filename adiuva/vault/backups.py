@@ -17,7 +17,7 @@ from adiuva.vault.uploads import Whole
 
 log = structlog.get_logger(__name__)
 
-MAX_MS: Final = 2**53 - 1  # the largest integer in JavaScript
+MAX_MS: Final = 253_402_300_799_999  # the end of the year 9999, after which HTTP has no dates
 
 
 @dataclass(frozen=True, slots=True)

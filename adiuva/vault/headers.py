@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from adiuva.core.errors import Text
 from adiuva.vault import checksums
 from adiuva.vault.backups import MAX_MS, Description
 from adiuva.vault.errors import InvalidHeader, LengthRequired, TusVersion
@@ -43,7 +44,7 @@ def whole_number(headers: Mapping[str, str], name: str, *, most: int, default: i
     if not raw and default is not None:
         return default
     if not (raw.isascii() and raw.isdigit() and len(raw) <= 19 and int(raw) <= most):
-        raise InvalidHeader("A whole number is required.", name=name)
+        raise InvalidHeader(Text("Not a whole number from {least} to {most}.", least=0, most=most), name=name)
     return int(raw)
 
 

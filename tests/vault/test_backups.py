@@ -105,6 +105,22 @@ def test_what_is_not_as_it_says_leaves_nothing(rest: httpx.Client, mara: Person)
     assert not Upload.objects.of(mara.id).exists()
 
 
+def test_a_time_that_http_has_no_date_for_is_refused_and_an_older_row_of_it_can_be_read(
+    rest: httpx.Client, mara: Person
+) -> None:
+    data, last = sealed(), 253_402_300_799_999
+    assert put(rest, data, last).status_code == 200
+    assert rest.get("/backup").headers["Last-Modified"] == "Fri, 31 Dec 9999 23:59:59 GMT"
+    for name in ("X-Backup-Timestamp", "X-Backup-Base"):
+        refused = put(rest, sealed(), **{name: str(last + 1)})
+        assert refused.status_code == 400
+        assert refused.json()["fields"] == {name: [f"Not a whole number from 0 to {last}."]}
+    Backup.objects.of(mara.id).update(timestamp_ms=NOW * 1000)
+    got = rest.get("/backup")
+    assert (got.status_code, got.content) == (200, data)
+    assert got.headers["X-Backup-Timestamp"] == str(NOW * 1000)
+
+
 def test_an_upload_in_parts_becomes_a_backup(rest: httpx.Client) -> None:
     data = sealed(1000)
     upload = begin(rest, 1000, "backup")

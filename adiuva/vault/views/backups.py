@@ -24,7 +24,8 @@ from adiuva.vault.views.bytes_view import BYTES, CONDITIONS, BytesView, header
 
 
 def _backup_bytes(request: Request, found: Backup) -> HttpResponseBase:
-    made_at = dt.datetime.fromtimestamp(found.timestamp_ms // 1000, dt.UTC)
+    # Rows may have later times than are taken now: of a clock in microseconds, for example.
+    made_at = dt.datetime.fromtimestamp(min(found.timestamp_ms, backups.MAX_MS) // 1000, dt.UTC)
     more = {
         "X-Backup-Id": str(found.pk),
         "X-Backup-Version": str(found.version),
