@@ -94,6 +94,11 @@ class ModelUnavailable(ModelError):
     transient = True
 
 
+class ModelUnreachable(ModelUnavailable):
+    """Error for an address to which no connection came about in time, so nothing was sent. After so long a wait it is
+    not tried again at once."""
+
+
 class ModelRateLimited(ModelError):
     code, status = "model_rate_limited", 503
     transient = True

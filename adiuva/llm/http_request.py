@@ -76,12 +76,15 @@ class PreparedRequest:
     ) -> Response:
         """Send it with this body; return the response when its head has come.
 
-        Raises aiohttp's errors, TimeoutError if the connection takes too long or nothing arrives for `silence_s`, and
-        ModelGarbled for an answer that is not HTTP.
+        Raises aiohttp's errors (ConnectionTimeoutError if the connection takes too long), TimeoutError if nothing
+        arrives for `silence_s`, and ModelGarbled for an answer that is not HTTP.
         """
         if (address := self._addresses.get(connector)) is None:
             address = self._addresses[connector] = aiohttp.ClientRequest(self._method, self._url)
-        connection = await connector.connect(address, [], _TIMEOUT)
+        try:
+            connection = await connector.connect(address, [], _TIMEOUT)
+        except TimeoutError:  # as an error of its own, because nothing was sent
+            raise aiohttp.ConnectionTimeoutError("no connection came about in time") from None
         try:
             protocol, transport = connection.protocol, connection.transport
             if protocol is None or transport is None:

@@ -95,7 +95,8 @@ async def aclose() -> None:
 
 async def pause_before_retry(error: errors.ModelError, tried: int, model: str) -> None:
     """Wait for Retry-After, or else with backoff and jitter. Raises the error if it must not be retried."""
-    if not error.transient or isinstance(error, errors.ModelTimeout) or tried >= MAX_ATTEMPTS:
+    waited_long = isinstance(error, (errors.ModelTimeout, errors.ModelUnreachable))
+    if not error.transient or waited_long or tried >= MAX_ATTEMPTS:
         raise error
     if error.retry_after is not None and error.retry_after > MAX_RETRY_AFTER_S:
         raise error
@@ -285,6 +286,8 @@ async def _error_of(response: Response) -> errors.ModelError:
 
 
 def _model_error(error: Exception) -> errors.ModelError:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return errors.ModelUnreachable("the model cannot be reached: no connection to its address")
     if isinstance(error, TimeoutError):
         return errors.ModelTimeout("the model did not answer in time")
     if isinstance(error, aiohttp.ClientPayloadError):

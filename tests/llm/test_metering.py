@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
+import aiohttp
 import pytest
 from pytest_django import Settings
+from structlog.testing import capture_logs
 
 from adiuva import llm
-from adiuva.llm import Meter, ModelUse
+from adiuva.llm import Meter, ModelUse, http_request
 from tests.fakes.provider import Break, Endless, Fail, Hold, Provider, Say, Step
 
 ASK: list[llm.Message] = [{"role": "user", "content": "a question of some length, " * 20}]
@@ -90,6 +93,26 @@ async def test_an_abort_before_the_first_word_is_not_free(provider: Provider, mo
 async def test_what_a_provider_refuses_costs_nothing(provider: Provider, model: llm.ChatModel) -> None:
     provider.script(Fail(401))
     assert (await one_use(model)).calls == 0
+
+
+async def test_a_connection_that_takes_too_long_costs_nothing_and_is_waited_for_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MODEL_PRICE = "1,2,0.1"
+    monkeypatch.setattr(http_request, "_TIMEOUT", aiohttp.ClientTimeout(sock_connect=0.3))
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # once its queue is full, packets of others are dropped
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        api_base = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        model = llm.chat_model({"model": "openai/nowhere", "api_base": api_base, "api_key": ""})
+        assert (await one_use(model)).calls == 0
+        with capture_logs() as logs, pytest.raises(llm.ModelUnavailable, match="cannot be reached"):
+            await model.complete(ASK)
+        assert "model.retry" not in [each["event"] for each in logs]
+    await llm.aclose()
 
 
 async def test_each_try_counts_that_was_answered(provider: Provider, model: llm.ChatModel) -> None:
