@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from email.message import Message
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ _KNOWN: Final = frozenset({"inbox", "archive", "sentitems", *_UNWANTED})
 _MAX_FOLDERS: Final = 1_000
 # Exchange refuses queries that it finds too complex; with more senders, they are checked only here.
 _MAX_SENDERS_IN_QUERY: Final = 10
-# The most attachments of a message that are read; larger and further ones are only listed by name.
+# The most attachments of a message that are read. Others, larger and further ones are only listed by name.
 _MAX_ATTACHED: Final = 10
 _MAX_ATTACHED_BYTES: Final = 1024 * 1024
 _MAX_NESTED_BYTES: Final = 5 * 1024 * 1024
@@ -184,8 +185,13 @@ class OutlookSync(MailboxSync):
                 raw, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
             )
         message.attach(message_documents.text_part(*_body(answer.get("body"))))
-        for number, attachment in enumerate(attachments):
-            message.attach(await self._attached(client, ref.source_id, attachment, number))
+        left = _MAX_ATTACHED
+        for attachment in attachments:
+            part = _listed(attachment)
+            if left and _is_read(part, attachment):
+                left -= 1
+                await self._fill(client, ref.source_id, attachment["id"], part)
+            message.attach(part)
         return await message_documents.read_document(
             message, source_id=ref.source_id, content_hash=ref.content_hash, sent_at=sent_at
         )
@@ -197,29 +203,11 @@ class OutlookSync(MailboxSync):
         except (ResourceGone, ProviderRefused, ResponseTooLarge):
             return b""
 
-    async def _attached(
-        self, client: ProviderClient, source_id: str, attachment: dict[str, Any], number: int
-    ) -> Message:
-        """Return an attachment as a part: mails, texts and calendars with their content, anything else by name only."""
-        name, size = message_documents.clean_text(attachment.get("name")), attachment.get("size")
-        is_item = str(attachment.get("@odata.type", "")).endswith("itemAttachment")
-        kind = "message/rfc822" if is_item else message_documents.clean_text(attachment.get("contentType"))
-        part = message_documents.attachment_part(name, kind, size)
-        most = _MAX_NESTED_BYTES if is_item else _MAX_ATTACHED_BYTES
-        if (
-            isinstance(attachment.get("id"), str)
-            and number < _MAX_ATTACHED
-            and isinstance(size, int)
-            and size <= most
-            and is_read(part.get_content_type(), name)
-        ):
-            url = graph_url("me", "messages", source_id, "attachments", attachment["id"], "$value")
-            try:
-                raw = await client.get_bytes(url, _HEADERS)
-            except (ResourceGone, ProviderRefused, ResponseTooLarge):
-                return part  # it is listed by name
-            part.set_payload(raw.decode("ascii", "surrogateescape"))
-        return part
+    async def _fill(self, client: ProviderClient, source_id: str, attachment_id: str, part: Message) -> None:
+        """Give an attachment its content. If Graph does not give it, it is listed by name."""
+        url = graph_url("me", "messages", source_id, "attachments", attachment_id, "$value")
+        with suppress(ResourceGone, ProviderRefused, ResponseTooLarge):
+            part.set_payload((await client.get_bytes(url, _HEADERS)).decode("ascii", "surrogateescape"))
 
 
 async def _pages_newest_first(
@@ -298,6 +286,30 @@ def _is_read_whole(answer: dict[str, Any], attachments: list[dict[str, Any]]) ->
     return "eventMessage" in str(answer.get("@odata.type", "")) or any(
         is_signed(str(each.get("contentType")), str(each.get("name"))) for each in attachments
     )
+
+
+def _listed(attachment: dict[str, Any]) -> Message:
+    """Return an attachment as a part without content."""
+    is_item = _is_item(attachment)
+    kind = "message/rfc822" if is_item else message_documents.clean_text(attachment.get("contentType"))
+    name = message_documents.clean_text(attachment.get("name"))
+    return message_documents.attachment_part(name, kind, attachment.get("size"))
+
+
+def _is_read(part: Message, attachment: dict[str, Any]) -> bool:
+    """Return whether an attachment is fetched: mails, texts and calendars that are not too large."""
+    size, most = attachment.get("size"), _MAX_NESTED_BYTES if _is_item(attachment) else _MAX_ATTACHED_BYTES
+    name = message_documents.clean_text(attachment.get("name"))
+    return (
+        isinstance(attachment.get("id"), str)
+        and isinstance(size, int)
+        and size <= most
+        and is_read(part.get_content_type(), name)
+    )
+
+
+def _is_item(attachment: dict[str, Any]) -> bool:
+    return str(attachment.get("@odata.type", "")).endswith("itemAttachment")
 
 
 def _message(answer: dict[str, Any]) -> Message:

@@ -99,6 +99,26 @@ async def test_attachments_that_are_text_are_read_and_a_mail_is_its_message_id(g
     assert [each.name for each in item.document.attachments] == ["big.txt"]
 
 
+async def test_attachments_that_are_not_read_take_no_place_of_those_that_are(graph: Graph) -> None:
+    box = graph.mailbox("logos")
+    texts = {f"note-{number}.txt": f"Errand {number:02}.".encode() for number in range(12)}
+    box.raw.update(texts)
+    logos = [
+        {"id": f"l{number}", "name": "logo.png", "contentType": "image/png", "size": 9}
+        for number in range(10)
+    ]
+    box.add(
+        attachments=[
+            *logos,
+            *({"id": name, "name": name, "contentType": "text/plain", "size": 10} for name in texts),
+        ]
+    )
+    [item] = await Run().read(outlook(box))
+    assert isinstance(item, MailDocument)
+    assert [number for number in range(12) if f"Errand {number:02}." in item.text] == [*range(10)]
+    assert [each.name for each in item.document.attachments][10:] == ["note-10.txt", "note-11.txt"]
+
+
 async def test_invitations_and_signed_mails_are_read_as_they_were_sent(graph: Graph) -> None:
     box = graph.mailbox("whole")
     kind = "#microsoft.graph.eventMessageRequest"
