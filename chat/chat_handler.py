@@ -260,7 +260,8 @@ class ChatHandler:
         self._start(self._steer_late(message["request"], message["message"]), message["request"])
 
     async def _steer_late(self, request_id: str, message: str) -> None:
-        await self._open_follow_up(await follow_up_request(self.device.user_id, request_id, message))
+        follow_up = await follow_up_request(self.device.user_id, request_id, message, is_early=True)
+        await self._open_follow_up(follow_up)
 
     async def _on_refused(self, message: dict[str, Any]) -> None:
         await self.device.send_error(message["code"], unpacked(message["message"]), message["ref"])

@@ -72,5 +72,7 @@ async def _steer(turns: TurnRegistry, user_id: uuid.UUID, message: Message) -> N
     ):
         # The socket that sent it is gone; the user's message becomes a turn all the same.
         await turns.start(
-            turn.follow_up(text) if turn is not None else await follow_up_request(user_id, request_id, text)
+            turn.follow_up(text, is_early=True)
+            if turn is not None
+            else await follow_up_request(user_id, request_id, text, is_early=True)
         )

@@ -112,7 +112,7 @@ _POLITE_WORDS: Final = (
 )
 _WORD_KINDS: Final = dict.fromkeys(_POLITE_WORDS, False) | dict.fromkeys(_YES_WORDS, True)
 _WORD = re.compile(
-    rf"({'|'.join(map(re.escape, sorted(_WORD_KINDS, key=len, reverse=True)))})(?!\w)[\s,.!;:]*"
+    rf"({'|'.join(map(re.escape, sorted(_WORD_KINDS, key=len, reverse=True)))})(?!\w)[\s,.!;:。、]*"
 )
 OTHER_YES_WORDS: Final = gettext_noop(
     "(Also ok, sure, go ahead, ja, oui, sì, sí or 👍, with nothing else in the message.)"
@@ -138,7 +138,7 @@ class DeferredCall:
 def is_yes(message: str) -> bool:
     """Return whether a message is a plain yes and nothing else but thanks and please."""
     text = unicodedata.normalize("NFKC", message).casefold().replace("’", "'")
-    text = _EMOJI_VARIANTS.sub("", text).strip(" \t\n.,!")
+    text = _EMOJI_VARIANTS.sub("", text).strip(" \t\n.,!。")
     place, has_yes = 0, False
     while place < len(text):
         if (word := _WORD.match(text, place)) is None:
@@ -184,7 +184,8 @@ async def take(
 ) -> list[DeferredCall]:
     """Take the calls that were kept, once: a message that is no yes drops them as well.
 
-    `answer` is the client's copy of the last answer, or None. A yes to another answer is not a yes to this question.
+    `answer` is the last answer of the chat, of which a client may have sent a part only, or None if that is not known.
+    A yes to another answer is not a yes to this question.
     """
     key = _key(user_id, where)
     try:

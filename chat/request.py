@@ -38,7 +38,8 @@ class ChatRequest:
     approval_request. `context`: what else the client knows, as text. The model gets it as data, not as instructions.
     `memory`: whether the request may be remembered, and memories recalled for it. `busy`: what becomes of it while
     another request of its conversation is answered. `joins`: with `steer`, the turn that it is addressed to; None for
-    the running one. `origin`: the ended runs that it follows up; then `message` is the app's, not a user's.
+    the running one. `is_early`: whether it was sent before the answer that it follows had ended, so that it can be no
+    yes to that. `origin`: the ended runs that it follows up; then `message` is the app's, not a user's.
     """
 
     user_id: uuid.UUID
@@ -56,6 +57,7 @@ class ChatRequest:
     memory: bool = True
     busy: Busy = "enqueue"
     joins: uuid.UUID | None = None
+    is_early: bool = False
     origin: RunEnds | None = None
 
     @property

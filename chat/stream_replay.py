@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -132,17 +133,19 @@ async def ensure_same_request(request: ChatRequest, row: Turn) -> None:
         raise RequestIdReused
 
 
-async def follow_up_request(user_id: uuid.UUID, request_id: str, message: str) -> ChatRequest:
+async def follow_up_request(
+    user_id: uuid.UUID, request_id: str, message: str, *, is_early: bool = False
+) -> ChatRequest:
     """Return the request that a message to a turn becomes: it joins the turn unless that has ended.
 
-    Without a conversation, use it only once the turn has ended. Raises NotRunning.
+    Without a conversation, use it only once the turn has ended. `is_early`: the message came before. Raises NotRunning.
     """
     row = await db.run(find_turn, user_id, request_id)
     if row.conversation_id is None:
         kept = await _read(row, await db.run(cipher_for, user_id))
         if kept is None or not kept.head:
             raise NotRunning
-        return _continue_without_conversation(row, kept, message)
+        return replace(_continue_without_conversation(row, kept, message), is_early=is_early)
     return ChatRequest(
         user_id=user_id,
         request_id=uuid.uuid4().hex,

@@ -240,12 +240,12 @@ class LiveTurn:
         """Answer an approval request. Returns False if this turn does not wait for it."""
         return self._answer.decide(approval_id, approved)
 
-    def follow_up(self, message: str) -> ChatRequest:
+    def follow_up(self, message: str, *, is_early: bool = False) -> ChatRequest:
         """Return the request that a message to this turn becomes, which waits and joins the turn unless it has ended.
 
-        Without a conversation, use it only once the turn has ended.
+        Without a conversation, use it only once the turn has ended. `is_early`: the message came before.
         """
-        request = self.request
+        request = replace(self.request, is_early=is_early)
         if request.origin is not None:  # the app's words are not the user's
             request = replace(request, origin=None, context="", memory=True)
         if self.claimed.conversation_id is not None:

@@ -52,9 +52,10 @@ async def steer(
     if turn is not None and turn.claimed.conversation_id is not None:
         return turn.follow_up(message)
     if turn is not None:
+        is_early = not turn.ended.is_set()
         steering = asyncio.get_running_loop().create_task(turn.steer(message), name="steer")
         try:
-            return None if await asyncio.shield(steering) else turn.follow_up(message)
+            return None if await asyncio.shield(steering) else turn.follow_up(message, is_early=is_early)
         except asyncio.CancelledError:
             # The client is gone, but the user's message still counts.
             turns.spawn(_finish_steering(turns, turn, message, steering), "finish steering")
@@ -73,7 +74,7 @@ async def _finish_steering(
     turns: TurnRegistry, turn: LiveTurn, message: str, steering: asyncio.Task[bool]
 ) -> None:
     if not await steering:
-        await turns.start(turn.follow_up(message))
+        await turns.start(turn.follow_up(message, is_early=True))
 
 
 async def decide(

@@ -173,7 +173,7 @@ class TurnAnswer:
             model,
             zone,
             steered=self._steers.read,
-            said_yes=request.origin is None and deferred_calls.is_yes(request.message),
+            said_yes=self._said_yes(),
             foreign=self.foreign,
         )
         if memory.enabled and claimed.recalled is None:
@@ -277,6 +277,13 @@ class TurnAnswer:
         agreed = memory.said_yes and bool(history) and history[-1].role == "assistant"
         return UserWords([*said, history[-1].text] if agreed else said, agreed=agreed)
 
+    def _said_yes(self) -> bool:
+        """Return whether the request is a plain yes to the answer before it, which the user had seen to its end."""
+        request = self.request
+        if request.origin is not None or request.is_early or self.claimed.queued:
+            return False
+        return deferred_calls.is_yes(request.message)
+
     async def _count_recent_writes(self) -> int:
         request, claimed = self.request, self.claimed
         return await db.run(
@@ -288,7 +295,7 @@ class TurnAnswer:
         request = self.request
         if request.origin is not None or self.claimed.seq == 1:  # it begins its conversation
             return []
-        answers = [message.content for message in request.history if message.role == "assistant"]
+        answers = [message.text for message in self.claimed.history if message.role == "assistant"]
         deferred = await deferred_calls.take(
             user_id=request.user_id,
             where=self._chat_key,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+
+from django.db import connections, transaction
 
 from adiuva.core import db
 from adiuva.devices.models import Device
 from adiuva.devices.protocol import Mutation, Usage
 from chat import turn_claims, turn_ends
 from chat.claimed_turn import ClaimedTurn, TurnOutcome
-from chat.models import AssistantKind, Conversation
+from chat.models import AssistantKind, Conversation, Turn
 from chat.request import ChatRequest
 from tests.socket_client import PATIENCE_S
 
@@ -69,3 +75,27 @@ async def no_device_connected(user_id: uuid.UUID) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while await db.run(Device.objects.of(user_id).online().exists):
             await asyncio.sleep(0.02)
+
+
+@contextmanager
+def locked_turn(key: str) -> Iterator[None]:
+    """Keep the row of a turn locked, so that no process can store its end."""
+    locked, release = threading.Event(), threading.Event()
+
+    def lock() -> None:
+        try:
+            with transaction.atomic():
+                Turn.objects.select_for_update().get(request_id=key)
+                locked.set()
+                release.wait(PATIENCE_S)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as threads:
+        locking = threads.submit(lock)
+        try:
+            assert locked.wait(PATIENCE_S)
+            yield
+        finally:
+            release.set()
+            locking.result()

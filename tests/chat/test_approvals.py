@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 
 import pytest
+from django.db import transaction
 
+from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import User
 from adiuva.core import db
+from chat.claimed_turn import ClaimedTurn, append_message
 from chat.deferred_calls import OTHER_YES_WORDS, is_yes
+from chat.models import Message
 from tests.chat.chat_client import (
     ChatClient,
     ClientStream,
@@ -22,6 +27,7 @@ from tests.chat.chat_client import (
     small_limits_web,
     wait_for,
 )
+from tests.chat.factories import locked_turn, make_request
 from tests.factories import Person, somebody
 from tests.fakes.provider import Call, Fail, Hold, Provider, Say
 from tests.server_processes import Stack
@@ -37,6 +43,13 @@ def rows() -> DeviceRows:
     return DeviceRows(
         tasks=[{"id": f"t{place}", "title": title, "status": "todo"} for place, title in enumerate(titles, 1)]
     )
+
+
+def add_notice(user_id: uuid.UUID, place: str, text: str) -> None:
+    """Append a message that no turn wrote, as for the end of a run."""
+    claimed = ClaimedTurn(uuid.uuid4(), "UTC", "en", cipher_for(user_id), uuid.UUID(place))
+    with transaction.atomic():
+        append_message(claimed, make_request(user_id), Message.Role.ASSISTANT, {"text": text})
 
 
 def left(rows: DeviceRows) -> list[str]:
@@ -351,6 +364,58 @@ async def test_a_message_that_is_no_yes_drops_the_wish(
     assert (end["mutations"], rows.count("delete")) == ([], 0)
 
 
+async def test_a_yes_that_was_sent_before_the_question_was_shown_allows_nothing(
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
+) -> None:
+    hold = Hold("Shall I delete Call Ada?")
+    async with connect(chat_web, person, rows) as client:
+        provider.script(DELETE, hold, DELETE, "Shall I?")
+        first = await client.ask("delete the task about Ada")
+        await wait_for(hold.reached)
+        place = conversation_of(client.streams[first])
+        second = await client.ask("ok", conversation_id=place)
+        await client.until(lambda: second in client.streams)  # it waits
+        hold.release()
+        asked = await client.ended(first)
+        assert OTHER_YES_WORDS in asked.text
+        assert OTHER_YES_WORDS in (await client.ended(second)).text
+        assert (rows.count("delete"), "just said yes" in str(provider.last)) == (0, False)
+        provider.script(DELETE, "Gone.")
+        await client.say("yes", conversation_id=place)
+    assert rows.count("delete") == 1
+
+
+async def test_a_yes_to_a_turn_that_is_not_kept_and_has_not_ended_allows_nothing(
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
+) -> None:
+    """The turn takes no more messages, and its end is not sent yet."""
+    before = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}]
+    hold = Hold("Shall I delete Call Ada?")
+    async with connect(chat_web, person, rows) as client:
+        provider.script(DELETE, hold, DELETE, "Shall I?")
+        first = await client.ask("delete the task about Ada", conversation_history=before)
+        await wait_for(hold.reached)
+        with locked_turn(first):
+            hold.release()
+            await client.until(lambda: OTHER_YES_WORDS in client.streams[first].text)
+            await client.steer(first, "ok")
+            await client.settled()
+        await client.until(lambda: len(client.streams) == 2)
+        second = await client.ended(next(key for key in client.streams if key != first))
+    assert (rows.count("delete"), OTHER_YES_WORDS in second.text) == (0, True)
+
+
+async def test_a_yes_to_what_was_said_after_the_question_allows_nothing(
+    chat_web: str, person: Person, provider: Provider, rows: DeviceRows
+) -> None:
+    async with connect(chat_web, person, rows) as client:
+        place = conversation_of(await _wish(client, provider))
+        await db.run(add_notice, person.id, place, "The agent “Mail” found 3 tasks. Shall I list them?")
+        provider.script(DELETE, "Shall I?")
+        end = end_frame(await client.say("yes", conversation_id=place))
+    assert (end["mutations"], rows.count("delete")) == ([], 0)
+
+
 async def test_a_yes_in_another_conversation_allows_nothing(
     chat_web: str, person: Person, provider: Provider, rows: DeviceRows
 ) -> None:
@@ -562,7 +627,10 @@ async def test_rest_asks_in_words(
         "va bene",
         "d'accord",
         "はい",
+        "はい。",
+        "はい、はい。",
         "是的",
+        "好的。",
         "да",
         "yes yes",
         "y",

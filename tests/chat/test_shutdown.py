@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
 
 from adiuva.core import db
 from adiuva.embedded.processes import Child
@@ -25,11 +20,11 @@ from tests.chat.chat_client import (
     stored_messages,
     wait_for,
 )
+from tests.chat.factories import locked_turn
 from tests.factories import Person
 from tests.fakes.provider import Call, Hold, Provider, Say
 from tests.sampling import ONE_SERVER
 from tests.server_processes import Stack
-from tests.socket_client import PATIENCE_S
 
 TASK = {"id": "3f2a9c01d4e54bb0", "title": "Call Ada", "status": "todo"}
 RENAME = Call("update_task", {"task_id": TASK["id"], "title": "Call Bob"})
@@ -111,30 +106,6 @@ async def test_a_write_that_is_under_way_is_waited_for(
     assert (end["finish"], end["code"]) == ("error", "server_restarting")
     assert [mutation["data"]["title"] for mutation in end["mutations"]] == ["Call Bob"]
     assert end_frame(refused)["code"] == "server_restarting"
-
-
-@contextmanager
-def locked_turn(key: str) -> Iterator[None]:
-    """Keep the row of a turn locked, so that no process can store its end."""
-    locked, release = threading.Event(), threading.Event()
-
-    def lock() -> None:
-        try:
-            with transaction.atomic():
-                Turn.objects.select_for_update().get(request_id=key)
-                locked.set()
-                release.wait(PATIENCE_S)
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(1) as threads:
-        locking = threads.submit(lock)
-        try:
-            assert locked.wait(PATIENCE_S)
-            yield
-        finally:
-            release.set()
-            locking.result()
 
 
 @SERVERS
