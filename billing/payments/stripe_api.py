@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 # The version that this code was written for; events of other versions do no harm, since only their ids are used.
 API_VERSION: Final = "2026-10-28.endive"
+_OF_CARD: Final = "card:"
 _TIMEOUT_S: Final = (3.0, 10.0)  # to connect, to answer
 PAGE: Final = 100
 
@@ -69,6 +70,11 @@ class Refused(AdiuvaError):
     def __init__(self, reason: str) -> None:
         super().__init__("the payment service refused this")
         self.reason = reason
+
+    @property
+    def is_of_card(self) -> bool:
+        """Return whether the card did not pay, rather than the call being wrong. A job's row keeps that as well."""
+        return self.reason.startswith(_OF_CARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,9 @@ def call(act: Callable[[Any], T]) -> T:
         raise StripeAway("key_refused", may_be_done=False) from None
     except stripe.APIConnectionError:
         raise StripeAway("no_answer") from None
-    except (stripe.InvalidRequestError, stripe.CardError, stripe.IdempotencyError) as error:
+    except stripe.CardError as error:
+        raise Refused(f"{_OF_CARD}{error.code or 'declined'}") from None
+    except (stripe.InvalidRequestError, stripe.IdempotencyError) as error:
         if error.http_status == 409:  # the same key is being carried out now
             raise StripeAway("in_progress") from None
         raise Refused(error.code or type(error).__name__) from None
@@ -321,6 +329,13 @@ def set_seats(stripe_id: str, *, item: str, seats: int, grows: bool, key: str) -
 def set_cancel(stripe_id: str, *, cancel: bool, key: str) -> None:
     params = {"cancel_at_period_end": cancel}
     call(lambda api: api.subscriptions.update(stripe_id, params, {"idempotency_key": key}))
+
+
+def release_schedule(stripe_id: str) -> None:
+    """Take back a change of the plan that is to come, if there is one: beside it, Stripe refuses a cancel."""
+    found = call(lambda api: api.subscriptions.retrieve(stripe_id, {"expand": ["schedule"]})).schedule
+    if found is not None and found.status == "active":
+        call(lambda api: api.subscription_schedules.release(found.id))
 
 
 def cancel_now(stripe_id: str) -> None:

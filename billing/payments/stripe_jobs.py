@@ -22,6 +22,7 @@ from django.db.models.functions import Now
 from adiuva.accounts.models import User
 from adiuva.core import db, leases
 from adiuva.core.enqueue import enqueue_on_commit
+from adiuva.core.errors import Conflict
 from adiuva.core.http import backoff_s
 from adiuva.core.leases import Lease, LeaseLost
 from adiuva.core.logging import log_failure
@@ -35,6 +36,15 @@ _LONGEST_WAIT_S: Final = 3600.0
 _AFTER_CONFLICT: Final = dt.timedelta(seconds=1)  # a later round sends it again
 
 log = structlog.get_logger(__name__)
+
+
+class InProgress(Conflict):
+    """The opposite of what is wanted is just being done: the later of two calls could come first."""
+
+    code = "billing_in_progress"
+
+    def __init__(self) -> None:
+        super().__init__("the subscription is being changed just now: try again in a minute")
 
 
 class NotPossible(Exception):
@@ -88,6 +98,19 @@ def drop(kind: str, subject: str) -> None:
         StripeJob.objects.filter(kind=kind, subject=subject, state__in=StripeJob.OPEN),
         state=StripeJob.State.DROPPED,
     )
+
+
+@transaction.atomic
+def withdraw(kind: str, subject: str) -> bool:
+    """Drop the open job, if there is one. Returns whether Stripe may have heard of it. Raises InProgress."""
+    mine = StripeJob.objects.filter(kind=kind, subject=subject, state__in=StripeJob.OPEN)
+    job = mine.select_for_update(no_key=True).first()
+    if job is None:
+        return False
+    if mine.filter(leases.is_held()).exists():
+        raise InProgress
+    leases.revoke(mine, state=StripeJob.State.DROPPED)
+    return job.first_sent_at is not None
 
 
 @transaction.atomic
@@ -308,6 +331,8 @@ def _look_for_checkout(job: StripeJob) -> str | None:
 
 def _set_cancel(*, cancel: bool) -> Callable[[StripeJob], str]:
     def send(job: StripeJob) -> str:
+        if cancel:
+            stripe_api.release_schedule(job.subject)
         stripe_api.set_cancel(job.subject, cancel=cancel, key=job.key)
         return job.subject
 
@@ -372,9 +397,9 @@ _after_refunds: Final[list[Callable[[str], None]]] = []
 _KINDS: Final[dict[str, Kind]] = {
     StripeJob.Kind.CUSTOMER: Kind(_send_customer, _look_for_customer, _customer_done, first=_lock_user),
     StripeJob.Kind.CHECKOUT: Kind(_send_checkout, _look_for_checkout),
-    StripeJob.Kind.CANCEL: Kind(_set_cancel(cancel=True), _look_for_cancel(cancel=True), _resync),
-    StripeJob.Kind.RESUME: Kind(_set_cancel(cancel=False), _look_for_cancel(cancel=False), _resync),
-    StripeJob.Kind.SEATS: Kind(_send_seats, _look_for_seats, _resync),
+    StripeJob.Kind.CANCEL: Kind(_set_cancel(cancel=True), _look_for_cancel(cancel=True), _resync, _resync),
+    StripeJob.Kind.RESUME: Kind(_set_cancel(cancel=False), _look_for_cancel(cancel=False), _resync, _resync),
+    StripeJob.Kind.SEATS: Kind(_send_seats, _look_for_seats, _resync, _resync),
     StripeJob.Kind.REFUND: Kind(_send_refund, _look_for_refund, _refund_done),
     # Ending or deleting twice is harmless, so there is nothing to look for.
     StripeJob.Kind.END: Kind(_end, lambda _: None, _resync),

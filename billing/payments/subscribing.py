@@ -193,15 +193,15 @@ def open_portal(*, user_id: UUID, site: str = "") -> str:
 
 
 def cancel(*, user_id: UUID) -> bool:
-    """End the subscription with its period. Returns False if Stripe does not know yet: the job is kept and tried again.
+    """End the subscription with its period, and take back a smaller plan that was to come.
 
-    Raises NothingPaid.
+    Returns False if Stripe does not know yet: the job is kept and tried again. Raises NothingPaid, InProgress, Refused.
     """
     return _toggle(user_id, StripeJob.Kind.CANCEL, StripeJob.Kind.RESUME, cancels=True)
 
 
 def resume(*, user_id: UUID) -> bool:
-    """Take a cancel back while the period lasts. Returns what `cancel` does. Raises NothingPaid, AlreadyOver."""
+    """Take a cancel back while the period lasts. Returns what `cancel` does, and raises AlreadyOver as well."""
     if _live(user_id) is None and Subscription.objects.of(user_id).exists():
         raise AlreadyOver("the subscription has ended; subscribe again")
     return _toggle(user_id, StripeJob.Kind.RESUME, StripeJob.Kind.CANCEL, cancels=False)
@@ -213,14 +213,16 @@ def _toggle(user_id: UUID, kind: str, opposite: str, *, cancels: bool) -> bool:
         live = _live(user_id)
         if live is None:
             raise NothingPaid
-        stripe_jobs.drop(opposite, live.stripe_id)
+        if stripe_jobs.withdraw(opposite, live.stripe_id):
+            sync.want([live.stripe_id])  # Stripe may have done it, so what we know of the subscription is old
+            live.refresh_from_db(fields=["wanted"])
         if live.cancel_at_period_end is cancels and live.wanted == live.synced:
             return True
         wanted = stripe_jobs.want(kind, live.stripe_id, user_id)
     try:
         ready(wanted)
         sync.fetch_now(live.stripe_id)
-    except (StripeAway, Refused):
+    except StripeAway:
         return False
     return True
 

@@ -92,6 +92,8 @@ def _write(lease: Lease[Subscription], state: SubscriptionState | None, wanted: 
     row.synced_at, row.doubled = db.clock(), _is_doubled(row)
     copies.finish(lease, row, wanted)
     if user_id is not None:
+        if row.status not in Subscription.LIVE:  # a younger one may give its plan now
+            _COPIES.want(Subscription.objects.of(user_id).live().filter(doubled=True))
         if row.doubled:
             log.error("subscription.doubled", subscription_id=str(row.pk), user_id=str(user_id))
         tiers.recompute(user_id)

@@ -6,13 +6,12 @@ from uuid import UUID
 
 from django.db import transaction
 
-from adiuva.core import leases
 from adiuva.core.errors import AdiuvaError, Conflict
 from billing.models import Plan
 from billing.payments import stripe_jobs, sync
 from billing.payments.models import StripeJob, Subscription
 from billing.payments.stripe_api import Refused, StripeAway
-from billing.payments.subscribing import NothingPaid
+from billing.payments.subscribing import NothingPaid, ready
 from billing.teams import seats
 from billing.teams.models import Team
 
@@ -38,7 +37,7 @@ def change(*, owner_id: UUID, number: int) -> bool:
     """Pay for another number of seats. Returns False if Stripe does not know yet: the wish is kept and tried again.
 
     From now on, nobody can be invited to a seat that is to go. Raises NothingPaid, SeatsInUse, SeatsChanging,
-    CardRefused.
+    CardRefused, Refused.
     """
     with transaction.atomic():
         seats.lock(owner_id)
@@ -53,12 +52,12 @@ def change(*, owner_id: UUID, number: int) -> bool:
         if wish is None:
             return True
     try:
-        done = stripe_jobs.carry_out(wish.pk)
-        if done.state != StripeJob.State.DONE:
-            return False
+        ready(wish)
         sync.fetch_now(paid.stripe_id)
-    except Refused:
-        raise CardRefused from None
+    except Refused as error:
+        if error.is_of_card:
+            raise CardRefused from None
+        raise
     except StripeAway:
         return False
     return True
@@ -70,12 +69,15 @@ def _wish(paid: Subscription, number: int, owner_id: UUID) -> StripeJob | None:
     """
     subject = paid.stripe_id
     under_way = StripeJob.objects.filter(kind=StripeJob.Kind.SEATS, subject=subject, state__in=StripeJob.OPEN)
-    if under_way.filter(leases.is_held()).exclude(detail__seats=number).exists():
-        raise SeatsChanging("the number of seats is being changed just now: try again in a minute")
     if not under_way.exists() and paid.quantity == number and paid.wanted == paid.synced:
         return None
-    if not under_way.filter(detail__seats=number).exists():
-        stripe_jobs.drop(StripeJob.Kind.SEATS, subject)
+    if under_way.exclude(detail__seats=number).exists():
+        try:
+            stripe_jobs.withdraw(StripeJob.Kind.SEATS, subject)
+        except stripe_jobs.InProgress:
+            raise SeatsChanging(
+                "the number of seats is being changed just now: try again in a minute"
+            ) from None
     return stripe_jobs.want(
         StripeJob.Kind.SEATS, subject, owner_id, seats=number, grows=number > paid.quantity
     )

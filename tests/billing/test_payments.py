@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import random
 import time
@@ -41,6 +42,12 @@ def live_at_stripe(payer: Payer) -> list[Any]:
             if row["customer"] in customers and row["status"] not in ("canceled", "incomplete_expired")
         ]
     )
+
+
+def toggle(payer: Payer, method: str) -> Any:
+    """Cancel (`delete`) or resume (`post`)."""
+    address = f"{BILLING}/subscription"
+    return payer.rest.delete(address) if method == "delete" else payer.rest.post(f"{address}/resume")
 
 
 def test_a_plan_is_bought_and_given_when_stripe_says_so(payer: Payer) -> None:
@@ -151,6 +158,63 @@ def test_a_cancel_is_kept_while_stripe_is_away_and_can_be_taken_back(payer: Paye
     assert payer.rest.post(f"{BILLING}/subscription/resume").data["code"] == "already_over"
 
 
+def test_a_cancel_after_a_resume_whose_answer_was_lost_reaches_stripe(payer: Payer) -> None:
+    payer.subscribe("pro")
+    for first, second, cancelled in (("delete", "post", False), ("post", "delete", True)):
+        assert toggle(payer, second).status_code == 200
+        payer.stripe.fault("POST /v1/subscriptions", Cut(done=True))
+        assert toggle(payer, first).status_code == 202
+        assert toggle(payer, second).status_code == 200
+        (row,) = live_at_stripe(payer)
+        assert row["cancel_at_period_end"] is payer.subscription()["cancel_at_period_end"] is cancelled
+
+
+def test_a_resume_beside_a_cancel_that_is_under_way_is_refused_and_passes_later(payer: Payer) -> None:
+    payer.subscribe("pro")
+    payer.stripe.fault("POST /v1/subscriptions", Cut(done=True))
+    assert toggle(payer, "delete").status_code == 202
+    (job,) = payer.jobs("cancel")
+    StripeJob.objects.filter(pk=job.pk).update(lease_until=Now() + dt.timedelta(minutes=1))
+    answer = toggle(payer, "post")
+    assert (answer.status_code, answer.data["code"]) == (409, "billing_in_progress")
+    StripeJob.objects.filter(pk=job.pk).update(lease_until=None)
+    assert toggle(payer, "post").status_code == 200
+    assert [row["cancel_at_period_end"] for row in live_at_stripe(payer)] == [False]
+
+
+def test_a_cancel_that_stripe_refuses_is_an_error_and_the_copy_is_fetched(payer: Payer) -> None:
+    from tests.fakes.stripe.subscriptions import end
+
+    stripe_id = payer.subscribe("pro")
+    payer.stripe.do(lambda world: end(world, world.get("subscription", stripe_id)))  # its event does not come
+    answer = toggle(payer, "delete")
+    assert (answer.status_code, answer.data["code"]) == (502, "billing_refused")
+    settle()
+    assert (payer.tier, payer.subscription()["status"]) == ("free", "canceled")
+    assert toggle(payer, "delete").status_code == 404
+
+
+@pytest.mark.parametrize("fault", [None, Cut(done=True), Fail(500)])
+def test_a_cancel_takes_a_smaller_plan_back_that_was_to_come(payer: Payer, fault: Any) -> None:
+    from tests.fakes.stripe.subscriptions import change_at_period_end
+
+    stripe_id = payer.subscribe("power")
+    price = Plan.objects.get(tier="pro").stripe_price_id
+    payer.stripe.do(lambda world: change_at_period_end(world, world.get("subscription", stripe_id), price, 1))
+    payer.tell()
+    assert payer.subscription()["pending_tier"] == "pro"
+    if fault is not None:
+        payer.stripe.fault("/release", fault)
+    assert toggle(payer, "delete").status_code == (202 if fault else 200)
+    due_now(payer)
+    settle()
+    shown = payer.subscription()
+    assert (shown["cancel_at_period_end"], shown["pending_tier"]) == (True, None)
+    payer.stripe.advance(days=31)
+    payer.tell()
+    assert payer.tier == "free"
+
+
 def test_a_failed_payment_keeps_the_plan_until_stripe_gives_up(payer: Payer) -> None:
     stripe_id = payer.subscribe("pro")
     customer = Customer.objects.get(user_id=payer.person.id).stripe_id
@@ -228,7 +292,7 @@ def test_a_customer_that_was_being_made_for_a_deleted_account_is_deleted(payer: 
 
 
 def test_a_second_live_subscription_gives_nothing_and_is_seen(payer: Payer) -> None:
-    from tests.fakes.stripe.subscriptions import subscribe
+    from tests.fakes.stripe.subscriptions import end, subscribe
 
     payer.subscribe("pro")
     customer = Customer.objects.get(user_id=payer.person.id).stripe_id
@@ -243,6 +307,12 @@ def test_a_second_live_subscription_gives_nothing_and_is_seen(payer: Payer) -> N
         ("power", True),
         ("pro", False),
     ]
+    older = Subscription.objects.of(payer.person.id).get(tier="pro").stripe_id
+    payer.stripe.do(lambda world: end(world, world.get("subscription", older)))
+    sync.want([older])
+    settle()
+    assert payer.tier == "power"
+    assert toggle(payer, "delete").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -278,10 +348,6 @@ def test_whatever_breaks_there_is_one_customer_and_one_page(payer: Payer, call: 
 
 
 def test_after_a_day_what_was_done_is_looked_for_before_it_is_sent_again(payer: Payer) -> None:
-    import datetime as dt
-
-    from django.db.models.functions import Now
-
     payer.stripe.fault("POST /v1/customers", Cut(done=True))
     assert payer.check_out("pro").status_code == 503
     payer.stripe.forget_keys()

@@ -92,6 +92,17 @@ def test_seats_that_the_card_does_not_pay_are_not_given(payer: Payer) -> None:
     assert payer.rest.get(TEAM).data["seats"] == 2 and payer.tier == "team"
 
 
+def test_seats_that_stripe_refuses_for_another_reason_are_no_fault_of_the_card(payer: Payer) -> None:
+    from tests.fakes.stripe.subscriptions import end
+
+    stripe_id = payer.subscribe("team", seats=2)
+    payer.stripe.do(lambda world: end(world, world.get("subscription", stripe_id)))  # its event does not come
+    answer = put_seats(payer, 5)
+    assert (answer.status_code, answer.data["code"]) == (502, "billing_refused")
+    settle()
+    assert payer.tier == "free"
+
+
 def test_nobody_is_invited_to_a_seat_that_is_about_to_go(payer: Payer) -> None:
     payer.subscribe("team", seats=3)
     payer.stripe.fault("POST /v1/subscriptions", Cut(), times=3)

@@ -258,6 +258,8 @@ class _Pages:
         if row["customer"] != session["customer"]:
             raise StripeError(404, "No such subscription")
         if name in ("cancel", "keep"):
+            if row["schedule"]:
+                release(self._world, self._world.get("subscription_schedule", row["schedule"]))
             change(self._world, row, {"cancel_at_period_end": str(name == "cancel").lower()})
             return "Cancelled at the end of the period." if name == "cancel" else "It goes on."
         if name == "unschedule":

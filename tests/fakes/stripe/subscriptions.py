@@ -208,6 +208,8 @@ def change(world: World, row: Row, params: Row) -> Row:
     if "items" in params:
         _change_items(world, row, params)
     if "cancel_at_period_end" in params:
+        if row["schedule"]:
+            raise StripeError(400, "It is managed by a schedule, which must be updated or released instead.")
         cancel = str(params["cancel_at_period_end"]).lower() == "true"
         row["cancel_at_period_end"] = cancel
         row["cancel_at"] = period_end(row) if cancel else None
