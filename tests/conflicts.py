@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any
 
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
@@ -45,3 +47,14 @@ def conflicts_of(*operations: Callable[[], object], times: int = 60) -> list[str
     for thread in threads:
         thread.join()
     return found
+
+
+def wait_until_in_the_way(of: Future[Any]) -> None:
+    """Wait until another connection waits for the locks of this thread's transaction, or `of` has done without them."""
+    waiting = False
+    while not waiting and not of.done():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+            )
+            waiting = cursor.fetchone()[0] > 0

@@ -10,9 +10,9 @@ from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 
-from adiuva.accounts import mail_link_actions, mails, services
+from adiuva.accounts import keys, mail_link_actions, mails, services
 from adiuva.accounts.admin_base import (
     AuditedAdmin,
     CappedPaginator,
@@ -81,10 +81,16 @@ class AccountAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]  # not ge
         return queryset.filter(search_filter(search_term.strip(), keys=("id",), owner="id")), False
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
-        super().save_model(request, obj, form, change)
         if not change:
+            super().save_model(request, obj, form, change)
             self._send_link(request, obj)
-        if change and "is_active" in form.changed_data and not obj.is_active:
+            return
+        many = {field.name for field in obj._meta.many_to_many}  # saved by save_related
+        try:
+            services.save_columns(obj, *(name for name in form.changed_data if name not in many))
+        except keys.NoSuchUser as error:
+            raise Http404(error.message) from None
+        if "is_active" in form.changed_data and not obj.is_active:
             services.end_sessions(user=obj, reason=RevokedReason.INACTIVE)
 
     def get_deleted_objects(

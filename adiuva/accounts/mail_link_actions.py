@@ -136,7 +136,7 @@ def ask_address_change(*, user: User, email: str) -> None:
             "this is the address of the account", fields={"email": ["This is the address already."]}
         )
     user.new_email = new
-    user.save(update_fields=["new_email"])
+    services.save_columns(user, "new_email")
     mails.order(Mail.Kind.NEW_ADDRESS, user=user, address=new)
     mails.order(Mail.Kind.ADDRESS_CHANGE_ASKED, user=user, address=user.email)
 

@@ -10,7 +10,7 @@ from adiuva.accounts import addresses
 from adiuva.accounts.keys import cipher_for
 from adiuva.accounts.models import Passkey, Session, StaffAction, User
 from adiuva.accounts.passkeys import Assertion
-from adiuva.accounts.services import MAX_PASSWORD_CHARS
+from adiuva.accounts.services import MAX_PASSWORD_CHARS, save_columns
 from adiuva.core.language import said
 from adiuva.core.representation import ModelSerializer
 
@@ -199,6 +199,12 @@ class MeSerializer(ModelSerializer[User]):
             "created_at",
         ]
         read_only_fields = ["id", "email", "tier", "is_staff", "created_at"]
+
+    def update(self, instance: User, validated_data: Any) -> User:
+        for name, value in validated_data.items():
+            setattr(instance, name, value)
+        save_columns(instance, *validated_data)
+        return instance
 
     def get_email_verified(self, user: User) -> bool:
         return user.email_verified_at is not None

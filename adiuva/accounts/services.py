@@ -260,6 +260,17 @@ def delete_old_sessions() -> int:
 # ── The account ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@transaction.atomic
+def save_columns(user: User, *columns: str) -> None:
+    """Save these columns of an account, and leave the others, which may have changed since it was read.
+
+    Raises keys.NoSuchUser if the account was deleted meanwhile: saving it as a whole would insert it again.
+    """
+    if not User.objects.select_for_update(no_key=True).filter(pk=user.pk).values_list("pk"):
+        raise keys.NoSuchUser("this account no longer exists")
+    user.save(update_fields=columns)
+
+
 def change_password(*, user: User, current: str, new: str, keep: Session | None = None) -> None:
     """Set a new password and sign out all sessions except `keep`. Raises Invalid."""
     if not user.check_password(current):
@@ -275,7 +286,7 @@ def change_password(*, user: User, current: str, new: str, keep: Session | None 
 def set_password(*, user: User, password: str, keep: Session | None = None) -> None:
     """Set a password that has been checked, sign out all sessions except `keep`, and tell the user by mail."""
     user.set_password(password)
-    user.save(update_fields=["password"])
+    save_columns(user, "password")
     end_sessions(user=user, reason=RevokedReason.PASSWORD, keep=keep)
     mails.order(Mail.Kind.PASSWORD_CHANGED, user=user)
 

@@ -1,12 +1,18 @@
-"""An account that is deleted while its owner's devices and workers write: nothing fails with a 500, nothing is left."""
+"""An account that is deleted or changed while its owner's devices and workers write: nothing fails with a 500, nothing
+is left of a deleted one, and no other change is undone."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from django.db import connections, transaction
+from django.test import Client
+from django.urls import reverse
+from rest_framework.test import APIClient
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
@@ -15,6 +21,7 @@ from adiuva.export import services as exports
 from adiuva.export.build import build_export
 from adiuva.export.models import Export, ExportChunk
 from tests.agents.factories import create_agent
+from tests.conflicts import wait_until_in_the_way
 from tests.factories import Person, somebody
 
 ROUNDS = 6
@@ -102,3 +109,77 @@ def test_creating_while_deleting_is_refused_and_never_fails(web: str, committed_
                 job.result(60)
         assert not User.objects.filter(pk=person.id).exists()
     assert seen <= {200, 201, 401, 404, 409}, seen
+
+
+# ── Changes of the account's own row ────────────────────────────────────────────────────────────────────────
+
+
+def patch_me(person: Person) -> int:
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {person.access_token}")
+    return client.patch("/api/v1/auth/me", {"timezone": "Asia/Tokyo"}).status_code
+
+
+def ask_address_change(person: Person) -> int:
+    body = {"email": f"new-{person.email}", "password": person.password}
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {person.access_token}")
+    return client.post("/api/v1/auth/email/change", body).status_code
+
+
+def change_password(person: Person) -> int:
+    body = {"current_password": person.password, "new_password": "another quiet afternoon"}
+    client = APIClient()
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {person.access_token}")
+    return client.post("/api/v1/auth/password", body).status_code
+
+
+def edit_in_the_admin(person: Person) -> int:
+    boss = User.objects.get(pk=somebody(is_staff=True, is_superuser=True).id)
+    browser = Client()
+    browser.force_login(boss)
+    form = {"timezone": "Asia/Tokyo", "locale": "en", "is_active": "on"}
+    return browser.post(reverse("admin:accounts_user_change", args=[person.id]), form).status_code
+
+
+def overtaken(act: Callable[[Person], int], person: Person, change: Callable[[User], Any]) -> int:
+    """The status of a request that has read the account when another transaction changes it."""
+    with ThreadPoolExecutor(1) as threads:
+        with transaction.atomic():
+            change(User.objects.get(pk=person.id))
+            acting = threads.submit(_closing, lambda: act(person))
+            wait_until_in_the_way(acting)
+        found = acting.result(60)
+    assert isinstance(found, int)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("act", "status"),
+    [(patch_me, 404), (ask_address_change, 404), (change_password, 404), (edit_in_the_admin, 404)],
+)
+def test_a_change_that_waits_for_the_deletion_brings_nothing_back(
+    committed_db: str, settings: Any, act: Callable[[Person], int], status: int
+) -> None:
+    settings.MAIL_ENABLED = True
+    person = somebody()
+    assert overtaken(act, person, lambda user: services.delete_account(user=user)) == status
+    assert not User.objects.filter(pk=person.id).exists()
+
+
+@pytest.mark.parametrize(("act", "status"), [(patch_me, 200), (edit_in_the_admin, 302)])
+def test_a_change_of_the_time_zone_undoes_no_other_change(
+    committed_db: str, act: Callable[[Person], int], status: int
+) -> None:
+    person = somebody()
+
+    def change(user: User) -> None:
+        services.set_password(user=user, password="another quiet afternoon")
+        User.objects.filter(pk=user.pk).update(tier="pro", email=f"new-{user.email}", locale="it")
+
+    assert overtaken(act, person, change) == status
+    user = User.objects.get(pk=person.id)
+    assert (user.timezone, user.tier, user.email, user.locale) == (
+        "Asia/Tokyo", "pro", f"new-{person.email}", "it"
+    )  # fmt: skip
+    assert user.check_password("another quiet afternoon")
