@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, NotFound
-from agents import claimed_runs, journal, ledger, preview
+from agents import claimed_runs, journal, ledger
 from agents.extraction import SourceDocument
 from agents.journal import EventKind, JournalEntry
 from agents.runs import NoConnection
@@ -57,7 +57,7 @@ class Mailbox:
         assert claimed.account is not None
         self._claimed, self._account = claimed, claimed.account
         self._filters = Filters.parse(claimed.account.filter_config, claimed.zone)
-        self._sample = preview.SourceSample(claimed.max_sources) if claimed.dry_run else None
+        self._listed_due = 0
         self._error: Exception | None = None
         self._arrived = 0
         # Unsettled messages: key → number, in the order of arrival.
@@ -108,27 +108,36 @@ class Mailbox:
     async def _read(self, arriving: asyncio.Queue[_Arrived]) -> None:
         checkpoint = None
         try:
-            if self._sample is None:
-                checkpoint = await self._pass(arriving, self._account.cursor, self._due)
+            if self._claimed.dry_run:
+                await self._read_sample(arriving)
             else:
-                # New messages first; if there are none, any.
-                await self._pass(arriving, None, partial(self._due_in_sample, True))
-                if not self._arrived and arriving.empty():
-                    await self._pass(arriving, None, partial(self._due_in_sample, False))
+                checkpoint = (await self._pass(arriving, self._account.cursor, self._due)).checkpoint
         except Exception as error:  # raised again by `batches` or `finish`
             self._error = error
         await arriving.put((None, checkpoint))
 
+    async def _read_sample(self, arriving: asyncio.Queue[_Arrived]) -> None:
+        """Read a few messages: new ones, or any others if there are none."""
+        claimed, most = self._claimed, self._claimed.max_sources
+        read = await self._pass(arriving, None, partial(self._due_in_sample, True), most)
+        if read.rejected:
+            # Filters that the provider cannot apply, such as a sender's name: others are as likely to pass as these.
+            passing = self._listed_due * read.admitted / (read.admitted + read.rejected)
+            await db.run(claimed_runs.add_counts, claimed, due=round(passing) - self._listed_due)
+        if not self._arrived and arriving.empty():
+            await self._pass(arriving, None, partial(self._due_in_sample, False), most)
+
     async def _pass(
-        self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: DueFilter
-    ) -> str | None:
-        """Read once through the account. Returns the cursor to continue from once everything is settled."""
+        self, arriving: asyncio.Queue[_Arrived], cursor: str | None, due: DueFilter, most: int | None = None
+    ) -> MailboxSync:
+        """Read once through the account. The sync's checkpoint is where to continue once everything is settled."""
         reader = _reader(self._claimed.user_id, self._account)
-        async with aclosing(reader.messages(cursor=cursor, filters=self._filters, due=due)) as items:
+        messages = reader.messages(cursor=cursor, filters=self._filters, due=due, most=most)
+        async with aclosing(messages) as items:
             async for item in items:
                 await arriving.put((item, reader.checkpoint))
                 del item
-        return reader.checkpoint
+        return reader
 
     async def _due(self, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
         claimed = self._claimed
@@ -141,18 +150,16 @@ class Mailbox:
             )
         return due
 
-    async def _due_in_sample(self, only_due: bool, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
-        assert self._sample is not None
-        due = [True for _ in listed]
-        if only_due:
-            claimed = self._claimed
-            due = await db.run(
-                ledger.needs_reading,
-                claimed,
-                [(claimed.source_key(name), content) for name, content in listed],
-            )
+    async def _due_in_sample(self, wanted: bool, listed: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Return which of the messages are due, or with `wanted` false, which are not."""
+        claimed = self._claimed
+        due = await db.run(
+            ledger.needs_reading, claimed, [(claimed.source_key(name), content) for name, content in listed]
+        )
+        if wanted:
+            self._listed_due += sum(due)
             await db.run(claimed_runs.add_counts, claimed, due=sum(due))
-        return [is_due and self._sample.take(1) == 1 for is_due in due]
+        return [is_due is wanted for is_due in due]
 
     async def _take(self, arrived: Sequence[_Arrived]) -> list[SourceDocument]:
         """Return the documents among the items. Unreadable messages go into the journal, with the reason."""

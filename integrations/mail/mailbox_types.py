@@ -64,9 +64,11 @@ class Mailbox(Protocol):
         """The cursor to store once everything that was yielded so far is processed; None if there is none yet."""
 
     def messages(
-        self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None
+        self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None, most: int | None = None
     ) -> AsyncIterator[MailItem]:
         """Yield messages since the cursor, or within a bounded time if there is none; each once.
+
+        `most`: fetch no further ones once so many were yielded. They are still listed, and the checkpoint stays.
 
         The next sync, from the checkpoint, finds messages that arrive during this one. Raises NeedsReauth,
         ProviderThrottled, ProviderUnavailable or another AdiuvaError; the checkpoint stays at the last safe position.

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar, Final
 
 from django.utils import timezone
@@ -55,7 +56,10 @@ class ListedPage:
 
 
 class MailboxSync(ABC):
-    """One sync of one mailbox; implements mailbox_types.Mailbox. An instance is used once."""
+    """One sync of one mailbox; implements mailbox_types.Mailbox. An instance is used once.
+
+    `admitted`, `rejected`: how many of the fetched messages the filters admitted; how many they did not, or were gone.
+    """
 
     provider: ClassVar[Provider]
 
@@ -64,13 +68,14 @@ class MailboxSync(ABC):
         self._cursor: Cursor | None = None
         self._stored: str | None = None
         self._has_advanced = False
+        self.admitted = self.rejected = 0
 
     @property
     def checkpoint(self) -> str | None:
         return self._cursor.dump() if self._cursor is not None and self._has_advanced else self._stored
 
     async def messages(
-        self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None
+        self, *, cursor: str | None, filters: Filters, due: DueFilter | None = None, most: int | None = None
     ) -> AsyncGenerator[MailItem, None]:
         self._now = now = timezone.now()
         self._stored = cursor
@@ -90,10 +95,14 @@ class MailboxSync(ABC):
                     refs = [ref for ref, is_due in zip(refs, wanted, strict=True) if is_due]
                 for skipped in page.skipped:
                     yield skipped
+                if self.admitted == most:
+                    continue
                 async with aclosing(self._fetch_in_order(client, refs, filters)) as items:
                     async for item in items:
                         yield item
-                if page.state is not None:
+                        if self.admitted == most:
+                            break
+                if page.state is not None and most is None:
                     # The caller wants more, so it has processed, or holds, the last item of this page.
                     self._cursor, self._has_advanced = Cursor(owner, page.read_at or now, page.state), True
 
@@ -102,16 +111,19 @@ class MailboxSync(ABC):
     ) -> AsyncGenerator[MailItem, None]:
         """Yield the messages in the order of their references; a few are fetched ahead."""
         ahead: deque[asyncio.Task[MailItem | None]] = deque()
+        waiting = iter(refs)
         try:
-            for ref in refs:
-                ahead.append(asyncio.create_task(self._fetch_or_skip(client, ref, filters), name="fetch"))
-                if len(ahead) >= _PREFETCHED_MESSAGES and (item := await ahead.popleft()) is not None:
-                    yield item
-                    del item  # free its memory while the next one is awaited
-            while ahead:
-                if (item := await ahead.popleft()) is not None:
-                    yield item
-                    del item
+            while True:
+                for ref in islice(waiting, _PREFETCHED_MESSAGES - len(ahead)):
+                    ahead.append(asyncio.create_task(self._fetch_or_skip(client, ref, filters), name="fetch"))
+                if not ahead:
+                    return
+                if (item := await ahead.popleft()) is None:
+                    self.rejected += 1
+                    continue
+                self.admitted += 1
+                yield item
+                del item  # free its memory while the next one is awaited
         finally:
             for task in ahead:
                 task.cancel()

@@ -515,6 +515,26 @@ async def test_a_dry_run_shows_a_few_and_keeps_no_cursor(inbox: Inbox, provider:
     assert (run.state, run.files_done) == (State.SUCCESS, 2)
 
 
+async def test_mails_that_the_filters_refuse_take_no_place_of_a_dry_run(inbox: Inbox) -> None:
+    """Gmail cannot look for a domain or for a part of a name, so it lists them as well."""
+    for number in range(6):
+        inbox.box.add(raw_mail(f"other {number}").replace(b"Bea <bea@example.com>", b"Max <max@other.test>"))
+    for sender in ("example.com", "bea"):
+        filters = {"senders": [sender]}
+        inbox.agent = await db.run(
+            lambda filters=filters: create_mail_agent(inbox.person, filter_config=filters)
+        )
+        run = await inbox.run(dry_run=True, max_sources=2)
+        assert (run.state, run.files_done) == (State.SUCCESS, 2)
+        # Of the newest eight mails two passed, so about a quarter of all eleven are due.
+        assert run.sources_due == 3
+        run = await inbox.run(dry_run=True, max_sources=9)
+        assert (run.files_done, run.sources_due) == (5, 5)
+    await inbox.run()
+    run = await inbox.run(dry_run=True, max_sources=2)
+    assert (run.files_done, run.sources_due) == (2, 0)
+
+
 async def test_a_sample_of_a_mailbox_is_the_newest_few(inbox: Inbox) -> None:
     zone = ZoneInfo("Europe/Rome")
     found = await sample_messages(
