@@ -42,6 +42,10 @@ def core(user: uuid.UUID) -> dict[str | None, str]:
     return {one.key: one.content for one in found}
 
 
+def take_back(user: uuid.UUID, where: str) -> taking_back.TakenBack:
+    return taking_back.take_back(user_id=user, kind=SourceKind.CONVERSATION, source_id=place(where))
+
+
 def test_a_proposal_is_not_found_until_it_is_confirmed(user: uuid.UUID) -> None:
     from django.utils import timezone
 
@@ -99,6 +103,67 @@ def test_one_call_takes_back_what_a_message_added_replaced_and_ended(user: uuid.
     assert set(holding(user, Tier.ASSOCIATIVE)) == {"Bob likes sailing", "Ana likes tea"}
     assert both.sources.get().kind == SourceKind.USER
     assert not Entry.objects.of(user).filter(valid_to__isnull=False).exists()
+
+
+def test_what_was_said_again_elsewhere_is_no_obstacle_to_taking_back(user: uuid.UUID) -> None:
+    home = put(user, "Lives in Berlin", source=said("one"))
+    entries.correct(entry=home, content="Lives in Munich", source=said("two"))
+    again = put(user, "Lives in Berlin", source=said("three"))
+    done = take_back(user, "two")
+    assert (done.deleted, done.restored) == (1, 0)
+    assert holding(user, Tier.ASSOCIATIVE) == {"Lives in Berlin": again}
+    assert {source.source_id for source in again.sources.all()} == {place("one"), place("three")}
+    assert Entry.objects.of(user).count() == 1
+
+
+def test_a_later_value_of_a_former_key_holds(user: uuid.UUID) -> None:
+    put(user, "70", "rate", source=said("one"))
+    rate = entries.entry_of_key(user, "rate")
+    assert rate is not None
+    entries.correct(entry=rate, key="hourly rate", source=said("two"))
+    put(user, "80", "rate", source=said("three"))
+    take_back(user, "two")
+    assert core(user) == {"rate": "80"}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_entries_that_took_over_each_others_texts_in_one_turn_are_taken_back(
+    user: uuid.UUID, order: tuple[int, int]
+) -> None:
+    both = [put(user, text, source=said("one")) for text in ("Ana likes tea", "Bob likes tea")]
+    ended = put(user, "Cleo likes tea", source=said("one"))
+    turn = said("two")
+    first, second = (both[number] for number in order)
+    before = entries.get_entry(user, first.pk)
+    text = {one.pk: entry_content.unseal_entry(one, cipher_for(user)).content for one in both}
+    entries.correct(entry=before, content="Dan likes tea", source=turn)
+    entries.correct(entry=second, content=text[first.pk], source=turn)
+    entries.end_validity(user_id=user, ids=[ended.pk], source=turn)
+    entries.correct(entry=entries.get_entry(user, first.pk), content="Cleo likes tea", source=turn)
+    done = take_back(user, "two")
+    assert (done.deleted, done.restored) == (0, 3)
+    assert {entry.pk: text for text, entry in holding(user, Tier.ASSOCIATIVE).items()} == {
+        **text,
+        ended.pk: "Cleo likes tea",
+    }
+
+
+def test_what_a_message_ended_and_then_said_itself_holds_as_before(user: uuid.UUID) -> None:
+    sailing = put(user, "Bob likes sailing", source=said("one"))
+    entries.end_validity(user_id=user, ids=[sailing.pk], source=said("two"))
+    put(user, "Bob likes sailing", source=said("two"))
+    take_back(user, "two")
+    assert holding(user, Tier.ASSOCIATIVE) == {"Bob likes sailing": sailing}
+
+
+def test_a_broken_former_version_does_not_stop_the_rest_from_being_taken_back(user: uuid.UUID) -> None:
+    for text in ("Ana likes tea", "Bob likes tea"):
+        entries.correct(entry=put(user, text, source=said("one")), content=f"{text}!", source=said("two"))
+    broken = Entry.objects.of(user).filter(valid_to__isnull=False).latest("created_at")
+    Entry.objects.filter(pk=broken.pk).update(sealed=b"broken")
+    done = take_back(user, "two")
+    assert (done.deleted, done.restored) == (1, 1)
+    assert set(holding(user, Tier.ASSOCIATIVE)) == {"Ana likes tea"}
 
 
 def test_a_summary_brings_in_no_number_and_no_address() -> None:
