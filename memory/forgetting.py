@@ -43,8 +43,8 @@ def forget_source(
 ) -> int:
     """Delete entries that come from one source only, and whatever was derived from it. Returns how many entries.
 
-    Entries with other sources stay and lose this one. Episodes that were condensed together with deleted ones become
-    current again. `seq` limits this to one message of a conversation.
+    Entries that were said elsewhere too stay and lose this source. Episodes that were condensed together with deleted
+    ones become current again. `seq` limits this to one message of a conversation.
     """
     lock_memory(user_id)
     place: dict[str, object] = {"kind": kind, "source_id": source_id}
@@ -55,7 +55,9 @@ def forget_source(
     touched = list(sources.values_list("entry_id", flat=True))
     derived = set(Entry.objects.filter(pk__in=touched, derived=True).values_list("pk", flat=True))
     sources.delete()
-    sourced = set(EntrySource.objects.filter(entry_id__in=touched).values_list("entry_id", flat=True))
+    # Where the user said that an entry holds no longer, they did not say it: that keeps no text.
+    said = EntrySource.objects.filter(entry_id__in=touched, ended=False)
+    sourced = set(said.values_list("entry_id", flat=True))
     deleted = {entry_id for entry_id in touched if entry_id in derived or entry_id not in sourced}
     parts = _parts_of(deleted)
     # Former versions come from other sources: they stay as history.

@@ -91,6 +91,18 @@ def test_entries_with_only_one_source_are_forgotten_with_it(user: uuid.UUID) -> 
     ]
 
 
+def test_a_text_goes_with_the_only_place_that_said_it_wherever_it_was_ended(user: uuid.UUID) -> None:
+    here, there, elsewhere = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
+    said_once = seen(user, "Anna moves to Turin.", said(here)).entry
+    said_twice = seen(user, "Bob likes sailing.", said(here)).entry
+    seen(user, "Bob likes sailing.", said(elsewhere))
+    entries.end_validity(user_id=user, ids=[said_once.pk, said_twice.pk], source=said(there))
+    assert forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=here) == 1
+    assert Entry.objects.of(user).get().pk == said_twice.pk
+    assert forgetting.forget_source(user_id=user, kind=SourceKind.CONVERSATION, source_id=there) == 0
+    assert said_twice.sources.get().source_id == elsewhere
+
+
 def test_forgetting_a_source_keeps_former_values_from_other_sources_as_history(user: uuid.UUID) -> None:
     here, there = uuid.uuid4(), uuid.uuid4()
     core(user, "drink", "coffee", said(here))
