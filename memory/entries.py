@@ -266,6 +266,9 @@ def correct(
         before.key if key is None else key,
     )
     if locked.proposed:
+        others = Entry.objects.of(entry.user_id).proposals().filter(tier=locked.tier).exclude(pk=locked.pk)
+        if (same := others.filter(fingerprint=fingerprint_of(cipher, new)).first()) is not None:
+            raise DuplicateEntry(same.pk)
         set_content(locked, EntryContent(new.content, new.key, before.replaces), cipher)
         locked.save()
         add_sources(locked, [source])

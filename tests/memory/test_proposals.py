@@ -81,6 +81,16 @@ def test_what_the_user_says_or_corrects_by_hand_bears_a_proposal_out(user: uuid.
     assert set(holding(user, Tier.ASSOCIATIVE)) == {"Bob likes sailing", "Bob likes swimming"}
 
 
+def test_a_proposal_cannot_be_corrected_to_what_another_one_says(user: uuid.UUID) -> None:
+    details = EntryDetails(proposed=True, replaces=put(user, "Bob likes sailing").pk)
+    other = put(user, "Bob likes rowing", source=said("one"), details=details)
+    entry = put(user, "Bob likes chess", source=said("one"), details=PROPOSED)
+    with pytest.raises(entries.DuplicateEntry) as refused:
+        entries.correct(entry=entry, content="Bob likes  ROWING", source=BY_HAND)
+    assert refused.value.extra["entry_id"] == str(other.pk)
+    assert Entry.objects.of(user).proposals().count() == 2
+
+
 def test_old_proposals_make_room(user: uuid.UUID, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries, "MAX_PROPOSALS", 20)
     for number in range(23):
