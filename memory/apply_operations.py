@@ -178,7 +178,10 @@ class OperationWriter:
             if is_close and may_be_the_same(known, content):
                 return known
         for proposal in Entry.objects.of(self.user_id).proposals().filter(tier=Tier.ASSOCIATIVE):
-            known = entry_content.unseal_entry(proposal, self.cipher).content
+            try:
+                known = entry_content.unseal_entry(proposal, self.cipher).content
+            except SealBroken:
+                continue
             if words and hash_terms(known, self.cipher) == words and may_be_the_same(known, content):
                 return known
         return None

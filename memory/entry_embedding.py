@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from typing import Final
 
+import structlog
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
 from adiuva import llm
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
+from adiuva.core.crypto import SealBroken
 from billing import usage
 from billing.models import Purpose
 from memory import entries, entry_content, text_embedding
@@ -20,24 +22,30 @@ from memory.receipts import write_receipt
 
 _BATCH: Final = 64
 
+log = structlog.get_logger(__name__)
+
 
 async def embed_missing(user_id: uuid.UUID) -> int:
     """Embed every current entry that the embedding model may read. Returns how many.
 
     Raises ModelError; vectors written before stay, and another call continues.
     """
-    done = 0
-    while (count := await embed_batch(user_id)) is not None:
+    done, broken = 0, set[uuid.UUID]()
+    while (count := await embed_batch(user_id, broken=broken)) is not None:
         done += count
     return done
 
 
-async def embed_batch(user_id: uuid.UUID, max_entries: int = _BATCH) -> int | None:
-    """Embed up to `max_entries` entries. Returns how many got a vector, or None if there was nothing to embed."""
+async def embed_batch(user_id: uuid.UUID, max_entries: int = _BATCH, *, broken: set[uuid.UUID]) -> int | None:
+    """Embed up to `max_entries` entries. Returns how many got a vector, or None if there was nothing to embed.
+
+    Leaves out the entries in `broken`, and adds those whose seal turns out to be broken.
+    """
     model = llm.embedding_model()
-    batch = await db.run(_read_batch, user_id, model, max_entries)
+    known_broken = len(broken)
+    batch = await db.run(_read_batch, user_id, model, max_entries, broken)
     if not batch:
-        return None
+        return 0 if len(broken) > known_broken else None
     async with usage.metered(user_id, Purpose.MEMORY):
         vectors = await text_embedding.embed_texts([text for _, text, _ in batch], user_id)
     return await db.run(_save, user_id, model, batch, vectors)
@@ -70,9 +78,12 @@ def users_to_embed(after: uuid.UUID, max_users: int = 100) -> list[uuid.UUID]:
 
 @transaction.atomic
 def _read_batch(
-    user_id: uuid.UUID, model: llm.EmbeddingModel, max_entries: int
+    user_id: uuid.UUID, model: llm.EmbeddingModel, max_entries: int, broken: set[uuid.UUID]
 ) -> list[tuple[uuid.UUID, str, bytes]]:
-    """Return entries without a vector of this model: id, text and fingerprint. Writes the receipt for sending them."""
+    """Return entries without a vector of this model: id, text and fingerprint. Writes the receipt for sending them.
+
+    Those whose seal is broken are added to `broken` instead.
+    """
     memory = Memory.objects.filter(pk=user_id).first()
     if memory is not None and not memory.enabled and model.provider:
         return []  # nothing is sent while the memory is off; switching it on embeds the rest
@@ -81,14 +92,20 @@ def _read_batch(
         .current()
         .filter(tier__in=readable_tiers(memory.policy if memory else None, model.provider))
         .exclude(embedding__embedding_model=model.name)
+        .exclude(pk__in=broken)
         .order_by("created_at", "pk")
         .values_list("pk", "tier", "sealed", "fingerprint")[:max_entries]
     )
     cipher = cipher_for(user_id)
-    batch = [
-        (pk, entry_content.unseal_content(sealed, pk, tier, cipher).searchable_text, bytes(fingerprint))
-        for pk, tier, sealed, fingerprint in rows
-    ]
+    batch = []
+    for pk, tier, sealed, fingerprint in rows:
+        try:
+            content = entry_content.unseal_content(sealed, pk, tier, cipher)
+        except SealBroken:
+            log.error("memory.seal_broken", user_id=str(user_id), entry_id=str(pk))
+            broken.add(pk)
+            continue
+        batch.append((pk, content.searchable_text, bytes(fingerprint)))
     write_receipt(
         user_id=user_id, purpose=Receipt.Purpose.EMBED, model=model, entries=[pk for pk, _, _ in batch]
     )

@@ -402,6 +402,9 @@ def _apply(
             outcomes[writer.apply(operation, exchange)] += 1
         except AdiuvaError as error:
             outcomes[error.code] += 1
+        except SealBroken:  # of a known entry, which the operation would have changed
+            log.error("memory.seal_broken", user_id=str(user_id))
+            outcomes["seal_broken"] += 1
     return outcomes
 
 

@@ -191,6 +191,22 @@ def test_a_broken_entry_does_not_stop_others_from_being_remembered(user: uuid.UU
     assert Entry.objects.of(user).count() == 2
 
 
+@pytest.mark.parametrize("again", ["Bob likes chess", "Bob likes sailing"])
+def test_a_broken_proposal_does_not_stop_others_from_being_remembered(user: uuid.UUID, again: str) -> None:
+    entries.remember(
+        user_id=user,
+        tier=Tier.ASSOCIATIVE,
+        content="Bob likes sailing",
+        source=BY_HAND,
+        details=entries.EntryDetails(proposed=True),
+    )
+    Entry.objects.of(user).update(sealed=b"broken")
+    say(user, f"Remember that {again}", "Remember that Ana likes tea")
+    assert record(user) == 2
+    texts = {"Bob likes chess", "Ana likes tea"} - ({"Bob likes chess"} - {again})
+    assert set(known(user)) == texts
+
+
 def test_one_of_two_workers_extracts_facts(user: uuid.UUID, provider: Provider) -> None:
     say(user, "My name is Ada.", "Remember that Bob likes sailing")
     hold = Hold({"operations": [add("Bob likes sailing and the late one", said_in="e2")]})

@@ -140,8 +140,21 @@ def test_a_broken_entry_of_one_user_does_not_stop_the_others(
 ) -> None:
     use_new(provider, settings)
     Entry.objects.of(users[0]).update(sealed=b"broken")
-    with pytest.raises(CommandError, match=f"entries of 1 users could not be unsealed: {users[0]}"):
+    with pytest.raises(CommandError, match=f"Entries of 1 users could not be unsealed: {users[0]}"):
         reembed()
+    assert models(*users[1:]) == {(NEW, True)}
+
+
+def test_a_broken_entry_does_not_stop_the_others_of_its_user(
+    users: list[uuid.UUID], provider: Provider, settings: LazySettings
+) -> None:
+    use_new(provider, settings)
+    ids = list(Entry.objects.of(users[0]).current().order_by("created_at").values_list("pk", flat=True))
+    Entry.objects.filter(pk__in=ids[:3]).update(sealed=b"broken")
+    with pytest.raises(CommandError, match=f"Entries of 1 users could not be unsealed: {users[0]}"):
+        reembed("--batch", "2")
+    embedded = Embedding.objects.filter(user_id=users[0], embedding_model=NEW)
+    assert set(embedded.values_list("pk", flat=True)) == set(ids[3:])
     assert models(*users[1:]) == {(NEW, True)}
 
 

@@ -12,7 +12,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from adiuva import llm
 from adiuva.accounts.keys import KeyUnavailable, NoSuchUser
 from adiuva.core import db
-from adiuva.core.crypto import SealBroken
 from memory import entry_embedding
 
 _FIRST: Final = uuid.UUID(int=0)
@@ -66,14 +65,19 @@ class Command(BaseCommand):
         after = _FIRST
         while users := [user] if user else await db.run(entry_embedding.users_to_embed, after):
             for user_id in users:
+                broken: set[uuid.UUID] = set()
                 try:
-                    while (count := await entry_embedding.embed_batch(user_id, batch)) is not None:
+                    while (
+                        count := await entry_embedding.embed_batch(user_id, batch, broken=broken)
+                    ) is not None:
                         done += count
                         # Entries added meanwhile have their vectors already, so fewer may be left than this says.
                         self._say(f"{done:,} entries embedded, {max(todo - done, 0):,} left")
                 except NoSuchUser:
                     pass  # the account was deleted meanwhile
-                except (SealBroken, KeyUnavailable):
+                except KeyUnavailable:
+                    unreadable.append(user_id)
+                if broken:
                     unreadable.append(user_id)
             if user:
                 break
@@ -81,7 +85,7 @@ class Command(BaseCommand):
         self._say(f"Done: {done:,} entries embedded.")
         if unreadable:
             raise CommandError(
-                f"The entries of {len(unreadable):,} users could not be unsealed: {', '.join(map(str, unreadable))}."
+                f"Entries of {len(unreadable):,} users could not be unsealed: {', '.join(map(str, unreadable))}."
             )
 
     def _say(self, line: str) -> None:
