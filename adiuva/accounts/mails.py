@@ -33,7 +33,8 @@ from adiuva.core.language import speaking
 Kind = Mail.Kind
 log = structlog.get_logger(__name__)
 
-_LEASE: Final = timedelta(seconds=90)  # longer than the timeouts of one sending
+# A server has 20 s for each answer (EMAIL_TIMEOUT), and a mail takes about a dozen of them.
+_LEASE: Final = timedelta(minutes=10)
 _MAX_ATTEMPTS: Final = 12  # about a day with the delays below
 _FIRST_DELAY: Final = timedelta(seconds=30)
 _LONGEST_DELAY: Final = timedelta(hours=4)
@@ -99,14 +100,23 @@ def send(mail_id: UUID) -> None:
     if not found:
         return
     mail = found[0]
-    lease = mail.lease(_LEASE)
+    try:
+        _send(mail, mail.lease(_LEASE))
+    except leases.LeaseLost:
+        log.info("mail.taken_over", mail_id=str(mail.pk), kind=mail.kind)
+
+
+def _send(mail: Mail, lease: leases.Lease[Mail]) -> None:
     try:
         if messages := [_message(letter) for letter in _letters(mail)]:
+            # Counted before it is sent: a sender who is late has no lease to write with.
+            lease.write(attempts=mail.attempts + 1)
             get_connection().send_messages(messages)
     except (smtplib.SMTPException, OSError) as error:
         _put_off(mail, lease, error)
     else:
-        lease.row.delete()
+        # Without the lease: whoever has taken over by now need not send it again.
+        Mail.objects.filter(pk=mail.pk).delete()
         log.info("mail.sent", mail_id=str(mail.pk), kind=mail.kind, count=len(messages))
 
 
@@ -120,15 +130,22 @@ def sweep() -> None:
 
 def _put_off(mail: Mail, lease: leases.Lease[Mail], error: Exception) -> None:
     attempts = mail.attempts + 1
-    # The server will refuse this recipient again; its other answers may change.
-    final = isinstance(error, smtplib.SMTPRecipientsRefused) or attempts >= _MAX_ATTEMPTS
+    final = _is_final(error) or attempts >= _MAX_ATTEMPTS
     event = "mail.given_up" if final else "mail.put_off"
     log.warning(event, mail_id=str(mail.pk), kind=mail.kind, attempts=attempts, error=type(error).__name__)
     if final:
-        lease.row.delete()
+        Mail.objects.filter(pk=mail.pk).delete()
         return
     delay = min(_FIRST_DELAY * 2 ** (attempts - 1), _LONGEST_DELAY)
     lease.release(attempts=attempts, not_before=timezone.now() + delay)
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether the server will refuse the recipient again. After a code below 500 it may take the mail later:
+    when the mailbox has room again, for example."""
+    if not isinstance(error, smtplib.SMTPRecipientsRefused):
+        return False
+    return all(code >= 500 for code, _ in error.recipients.values())
 
 
 # ── What mails say ──────────────────────────────────────────────────────────────────────────────────────

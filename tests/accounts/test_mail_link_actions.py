@@ -6,7 +6,7 @@ import re
 import smtplib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -18,6 +18,7 @@ from rest_framework.test import APIClient
 from adiuva.accounts import mail_link_actions, mails, services
 from adiuva.accounts.mail_links import Purpose, make_token
 from adiuva.accounts.models import Mail, User
+from adiuva.core import leases
 from tests.accounts.mailbox import link_in, mail_to, mails_to, token_in
 from tests.accounts.test_account import client_of
 from tests.factories import Person, confirmed, somebody
@@ -220,13 +221,63 @@ def test_a_mail_waits_while_its_server_is_away_and_is_sent_once(
     assert not Mail.objects.filter(user_id=person.id).exists()
 
 
-def test_a_refused_recipient_ends_a_mail(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "stays"), [(550, False), (553, False), (421, True), (450, True), (451, True), (452, True)]
+)
+def test_a_mail_ends_with_a_refusal_of_its_recipient_that_is_final(
+    db: None, monkeypatch: pytest.MonkeyPatch, code: int, stays: bool
+) -> None:
+    user = User.objects.get(pk=somebody().id)
+
     class Refuses:
         def send_messages(self, _: object) -> None:
-            raise smtplib.SMTPRecipientsRefused({})
+            raise smtplib.SMTPRecipientsRefused({user.email: (code, b"the server's words")})
 
-    mails.order(Mail.Kind.VERIFY, user=User.objects.get(pk=somebody().id))
+    mails.order(Mail.Kind.VERIFY, user=user)
     monkeypatch.setattr(mails, "get_connection", Refuses)
+    mails.sweep()
+    assert list(Mail.objects.values_list("attempts", flat=True)) == [1] * stays
+
+
+def lose_the_lease(user_id: UUID) -> None:
+    """Another worker has found the lease of the user's mail run out, and taken the mail."""
+    Mail.objects.filter(user_id=user_id).update(lease_until=timezone.now() - timedelta(seconds=1))
+    assert leases.claim(Mail.objects.filter(user_id=user_id), timedelta(minutes=1))
+
+
+def test_a_mail_that_took_longer_than_its_lease_is_sent_and_not_sent_again(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = User.objects.get(pk=somebody().id)
+
+    class Slow:
+        def send_messages(self, _: object) -> None:
+            lose_the_lease(user.pk)
+
+    mails.order(Mail.Kind.VERIFY, user=user)
+    monkeypatch.setattr(mails, "get_connection", Slow)
+    mails.sweep()
+    assert not Mail.objects.filter(user=user).exists()
+
+
+def test_a_mail_that_failed_after_its_lease_counts_and_does_not_keep_others_waiting(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = (User.objects.get(pk=somebody().id) for _ in range(2))
+
+    class SlowForOne:
+        def send_messages(self, messages: list[mail.EmailMessage]) -> None:
+            if messages[0].to == [slow.email]:
+                lose_the_lease(slow.pk)
+                raise TimeoutError
+
+    for user in (slow, other):
+        mails.order(Mail.Kind.VERIFY, user=user)
+    monkeypatch.setattr(mails, "get_connection", SlowForOne)
+    mails.sweep()
+    (waiting,) = Mail.objects.all()
+    assert (waiting.user, waiting.attempts) == (slow, 1)
+    Mail.objects.update(lease_until=None, attempts=11)
     mails.sweep()
     assert not Mail.objects.exists()
 
