@@ -150,6 +150,7 @@ def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
             "before": kept | earlier.get("before", {}),
             "title": each.known.record.title[:_KEPT_CHARS],
             "source": path,
+            "sent": earlier.get("sent"),
         }
         row.pending = FoundRecord.pending.seal(claimed.cipher, pending, row.pk)
         row.agent_id = claimed.agent_id

@@ -1,7 +1,8 @@
 """Bring changes of a source to the rows that were found in it.
 
 Until the user approves or edits a row, it follows its source; afterwards it stays, and the journal says what changed.
-Like an undo, this compares the row with the device's last report of it. A change that the user makes in the
+Like an undo, this compares the row with the device's last report of it. A change is noted before it is sent, so that
+one whose answer was lost can be told from the same change by the user. A change that the user makes in the
 milliseconds between our read and our write goes unnoticed.
 """
 
@@ -46,8 +47,21 @@ _STAYS: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True)
+class _Sent:
+    """A change that was sent to the device. `updates` is None for a withdrawal.
+
+    `before`: the older values of the updated columns; of a withdrawn row, all.
+    """
+
+    updates: dict[str, Any] | None
+    before: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Row:
-    """A row that is to follow its source. `updates` is None if it is to be withdrawn."""
+    """A row that is to follow its source. `updates` is None if it is to be withdrawn. `sent`: the last change whose
+    outcome is not known.
+    """
 
     id: UUID
     table: TableName
@@ -57,6 +71,7 @@ class _Row:
     before: Mapping[str, Any]
     title: str
     source: str
+    sent: _Sent | None
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,7 @@ def _waiting(claimed: ClaimedRun, device: UUID) -> list[_Row]:
                 said["before"],
                 said["title"],
                 said["source"],
+                _Sent(**said["sent"]) if said.get("sent") else None,
             )
         )
     return rows
@@ -116,25 +132,35 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
     going: list[_Row] = []
     before: dict[UUID, Mapping[str, Any]] = {}
     for row, answer in zip(rows, found, strict=True):
+        now = answer.row
         if answer.error is not None:
             settled.append(_Settled(row, stays="refused"))
-        elif answer.row is None:
+        elif now is None and row.updates is None and row.sent is not None and row.sent.updates is None:
+            going.append(row)  # the delete is sent again, to learn whether it was ours
+            before[row.id] = row.sent.before
+        elif now is None:
             settled.append(_Settled(row, is_gone=True))
-        elif row.updates is not None and all(
-            answer.row.get(name) == value for name, value in row.updates.items()
-        ):
-            settled.append(_Settled(row, answer.row))  # an earlier attempt, or the user, did it
-        elif reason := _reason(claimed, row, answer.row):
-            settled.append(_Settled(row, stays=reason))
         else:
-            going.append(row)
-            before[row.id] = answer.row
+            earlier = _unchanged_row(claimed, row, now)
+            if row.updates is not None and all(now.get(name) == value for name, value in row.updates.items()):
+                # An earlier attempt did it, or the user, whose row it then stays.
+                is_ours = earlier is not None and earlier is not now
+                settled.append(_Settled(row, now, earlier) if is_ours else _Settled(row))
+            elif reason := _reason(row, now, earlier):
+                settled.append(_Settled(row, stays=reason))
+            else:
+                going.append(row)
+                before[row.id] = earlier or now
     used = await _in_use(link, [row for row in going if row.updates is None and row.table == "tasks"])
     settled += [_Settled(row, stays="in_use") for row in going if row.id in used]
     going = [row for row in going if row.id not in used]
+    if going:
+        await db.run(_note_sent, claimed, [(row, before[row.id]) for row in going])
     outcomes = await link.send_calls([_call(row) for row in going]) if going else []
     for row, outcome in zip(going, outcomes, strict=True):
         match outcome:
+            case ToolResultBody(error=None, deleted=False) if row.updates is None:
+                settled.append(_Settled(row, is_gone=True))
             case ToolResultBody(error=None) if row.updates is None:
                 settled.append(_Settled(row, before=before[row.id], is_withdrawn=True))
             case ToolResultBody(error=None) if outcome.row is not None:
@@ -148,13 +174,38 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
     return settled
 
 
-def _reason(claimed: ClaimedRun, row: _Row, now: Mapping[str, Any]) -> str:
+def _unchanged_row(claimed: ClaimedRun, row: _Row, now: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the row as the device last reported it: `now`, or `now` without what was sent since. None if the user has
+    edited it."""
+    found = [now]
+    sent = row.sent
+    if sent and sent.updates and all(now.get(name) == value for name, value in sent.updates.items()):
+        found.append({**now, **sent.before})
+    hashes = (outbox.row_hash(claimed.cipher, row.table, each) for each in found)
+    return next((each for each, said in zip(found, hashes, strict=True) if said == row.hash), None)
+
+
+def _reason(row: _Row, now: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> str:
     """Return why a row does not follow its source; empty if it does."""
     if now.get("isApproved") in (1, True):
         return "approved"
-    if row.hash is None or outbox.row_hash(claimed.cipher, row.table, now) != row.hash:
+    if earlier is None:
         return "edited"
     return "kept" if row.updates is None and row.table not in _WITHDRAWN else ""
+
+
+@transaction.atomic
+def _note_sent(claimed: ClaimedRun, going: Sequence[tuple[_Row, Mapping[str, Any]]]) -> None:
+    """Note which changes are about to be sent, each with the row before it."""
+    claimed_runs.held(claimed)
+    found = FoundRecord.objects.in_bulk([row.id for row, _ in going])
+    for row, before in going:
+        if (record := found.get(row.id)) is not None:
+            names = before if row.updates is None else row.updates
+            sent = {"updates": row.updates, "before": {name: before.get(name) for name in names}}
+            said = FoundRecord.pending.unseal_from(claimed.cipher, record) | {"sent": sent}
+            record.pending = FoundRecord.pending.seal(claimed.cipher, said, record.pk)
+    FoundRecord.objects.bulk_update(found.values(), ["pending"])
 
 
 async def _answers(link: DeviceLink, calls: Sequence[ToolCall]) -> list[ToolResultBody]:

@@ -53,8 +53,8 @@ class FoundRecord(models.Model):
     """A record as it stands in a document: the next reading of the document is shown it, and answers what became of it.
     Its id is that of the outbox's record.
 
-    `pending` is the change that the device has not been told yet: `{"updates": {…} or null to withdraw it, "source":
-    path}`.
+    `pending` is the change that the device has not confirmed yet: `{"updates": {…} or null to withdraw it, "source":
+    path, …}`, with what was sent of it, if anything was.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

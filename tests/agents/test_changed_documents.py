@@ -131,6 +131,28 @@ async def test_a_row_that_the_user_has_touched_stays_and_the_run_says_what_chang
     assert sum("not in its source any more" in words for words in stays) == 1
 
 
+@pytest.mark.parametrize("touch", [{"title": "my own words"}, {}])
+async def test_a_row_that_the_user_has_changed_as_its_source_did_stays_the_users(
+    desk: DeviceOwner, provider: Provider, touch: dict[str, Any]
+) -> None:
+    provider.default = Reader()
+    desk.write("plan.md", text_of(CALL))
+    async with connected(desk):
+        agent = await desk.agent()
+        first = (await desk.run(agent))["id"]
+        change_row(desk, "tasks", desk.rows("tasks")[0]["id"], dueDate=day("2026-12-10"), **touch)
+        before = desk.rows("tasks")
+        desk.write("plan.md", text_of(replace(CALL, date="2026-12-10")))
+        second = await desk.run(agent)
+        desk.write("plan.md", text_of(replace(CALL, date="2026-12-10", is_struck=True)))
+        seen = await desk.run(agent)
+        undone = [(await desk.rest.post(f"/agents/runs/{run}/undo")).json() for run in (second["id"], first)]
+    assert len(told(second, "record_followed")) == 1
+    assert "you have edited it" in told(seen, "record_stays")[0]
+    assert [(each["deleted"], each["restored"]) for each in undone] == [(0, 0), (0, 0)]
+    assert desk.rows("tasks") == before
+
+
 async def test_a_task_with_comments_is_not_withdrawn(desk: DeviceOwner, provider: Provider) -> None:
     provider.default = Reader()
     desk.write("plan.md", text_of(OFFER, CALL))

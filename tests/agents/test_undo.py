@@ -12,10 +12,13 @@ import pytest
 from adiuva.accounts.keys import cipher_for
 from adiuva.core import db
 from adiuva.devices import outbox
-from adiuva.devices.models import Device
+from adiuva.devices.link import DeviceLink
+from adiuva.devices.models import Device, OutboxRecord
 from adiuva.devices.protocol import ToolResultBody
-from agents import run_release
-from agents.models import Agent, Run
+from agents import run_release, source_changes
+from agents.claimed_runs import ClaimedRun
+from agents.local_folders import DeviceSilent
+from agents.models import Agent, FoundRecord, Run
 from tests.agents.device_owner import DeviceOwner, connected, tasks_from_lines
 from tests.agents.document_reader import Item, Reader
 from tests.agents.factories import claim_run, commit_answers, commit_tasks, create_run
@@ -316,11 +319,12 @@ async def test_a_device_that_does_not_dedupe_is_not_sent_what_it_may_have(
 
 
 class Answers:
-    """A device played by hand: it knows the rows that it is given, and may go before it answers a delete."""
+    """A device played by hand: it knows the rows that it is given, and may go before it answers a write."""
 
     def __init__(self, rows: dict[str, dict[str, Any]]) -> None:
         self.rows = rows
         self.deletes: list[list[str]] = []
+        self._deleted: dict[str, bool] = {}  # call id → the first answer
 
     async def serve(self, socket: Socket, *, until_delete: int | None = None) -> None:
         while True:
@@ -337,8 +341,24 @@ class Answers:
             case "get":
                 return {"id": call["id"], "row": self.rows.get(call["data"]["id"])}
             case "delete":
-                return {"id": call["id"], "deleted": self.rows.pop(call["data"]["id"], None) is not None}
+                there = self.rows.pop(call["data"]["id"], None) is not None
+                return {"id": call["id"], "deleted": self._deleted.setdefault(call["id"], there)}
+            case "update":
+                self.rows[call["data"]["id"]] |= call["data"]["updates"]
+                return {"id": call["id"], "row": self.rows[call["data"]["id"]]}
+            case "insert":
+                row = call["data"] | {"id": "new"}
+                return {"id": call["id"], "row": self.rows.setdefault("new", row)}
         return {"id": call["id"], "rows": []}
+
+    async def apply_and_go(self, socket: Socket) -> None:
+        """Serve until a write is applied whose answer is lost."""
+        while True:
+            frame = await socket.receive("tool_batch")
+            answers = [self.answer(call) for call in frame["calls"]]
+            if frame["calls"][0]["action"] in {"update", "delete"}:
+                return
+            await socket.send({"type": "tool_batch_result", "results": answers})
 
 
 def create_run_with_rows(agent: str, *found: str) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -377,6 +397,45 @@ async def test_an_interrupted_undo_says_how_far_it_came_and_can_be_continued(des
     assert device.deletes[1] == device.deletes[2]  # the same calls
     assert device.rows == {}
     assert (await desk.see(run))["undone_at"]
+
+
+def create_waiting_change(
+    agent: str, updates: dict[str, Any] | None
+) -> tuple[ClaimedRun, Answers, uuid.UUID]:
+    """A run in progress that is to tell the device a change of the row that an earlier run created there."""
+    created, rows = create_run_with_rows(agent, "call Ada")
+    record = OutboxRecord.objects.get(source_run=created)
+    claimed = claim_run(create_run(Agent.objects.get(pk=agent)))
+    found = FoundRecord.objects.get(pk=record.pk)
+    change = {"updates": updates, "before": {"status": None}, "title": "call Ada", "source": "/a.md"}
+    FoundRecord.pending.seal_into(claimed.cipher, found, change)
+    found.save()
+    assert record.device_id is not None
+    return claimed, Answers(rows), record.device_id
+
+
+@pytest.mark.parametrize("updates", [{"status": "done"}, None])
+async def test_a_change_whose_answer_was_lost_is_undone_as_well(
+    desk: DeviceOwner, updates: dict[str, Any] | None
+) -> None:
+    claimed, device, pk = await db.run(create_waiting_change, await desk.agent(), updates)
+    async with DeviceLink(desk.person.id, pk) as link:
+        async with Socket(desk.web, desk.person.access_token) as socket:
+            await socket.hello(device_id="desk")
+            following = asyncio.create_task(source_changes.follow_sources(claimed, link, pk))
+            await device.apply_and_go(socket)
+        with pytest.raises(DeviceSilent):
+            await following
+    assert [row["status"] for row in device.rows.values() if "status" in row] == (["done"] if updates else [])
+    async with Socket(desk.web, desk.person.access_token) as socket, DeviceLink(desk.person.id, pk) as link:
+        await socket.hello(device_id="desk")
+        serving = asyncio.create_task(device.serve(socket))
+        await source_changes.follow_sources(claimed, link, pk)
+        await db.run(run_release.finish, claimed)
+        undone = await take_back(desk, str(claimed.run_id))
+        serving.cancel()
+    assert (undone["restored"], undone["kept"]) == (1, [])
+    assert [(row["title"], row.get("status")) for row in device.rows.values()] == [("call Ada", None)]
 
 
 async def test_of_two_undos_at_once_one_is_refused(desk: DeviceOwner) -> None:
