@@ -44,12 +44,8 @@ async def deliver_records(
 
     Raises DeviceOffline or DeviceSilent if some records keep waiting, after the others were settled.
     """
-
-    async def mark_sent(ids: list[UUID]) -> None:
-        await db.run(outbox.mark_sent, ids)
-
     dedupes = (await link.target()).can("dedupe")
-    outcomes = await outbox.deliver(link, records, mark_sent=mark_sent)
+    outcomes = await outbox.deliver(link, records)
     unknown = {key for key, outcome in outcomes.items() if isinstance(outcome, OutcomeUnknown)}
     if not dedupes:
         unknown.clear()  # the device must not get these twice, so they are settled as uncertain

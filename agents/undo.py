@@ -91,7 +91,7 @@ class _Undo:
         target = await link.target()
         left = await db.run(undo_records.withhold_waiting, self.claimed, device, dedupes=target.can("dedupe"))
         for part in _parts(left, _BATCH_SIZE):
-            outcomes = await outbox.deliver(link, part, mark_sent=_mark_sent)
+            outcomes = await outbox.deliver(link, part)
             await db.run(undo_records.settle, self.claimed, outcomes)
             results_of(list(outcomes.values()))
 
@@ -172,10 +172,6 @@ class _Undo:
 
     def _keep(self, row: CreatedRow, reason: Reason, titles: Mapping[str, str | None]) -> None:
         self.kept.append(KeptRecord(row.table, row.id, titles.get(row.id), reason))
-
-
-async def _mark_sent(keys: list[UUID]) -> None:
-    await db.run(outbox.mark_sent, keys)
 
 
 def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:

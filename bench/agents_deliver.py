@@ -70,9 +70,6 @@ async def measure(base: str, *capabilities: str) -> dict[str, list[float]]:
 
     prepared = [records() for _ in range(ROUNDS + 1)]
 
-    async def ignore_sent(ids: list[UUID]) -> None:
-        pass
-
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
         assert device.stdout is not None
         assert await asyncio.to_thread(device.stdout.readline) == "ready\n"
@@ -82,7 +79,7 @@ async def measure(base: str, *capabilities: str) -> dict[str, list[float]]:
                 await link.call(new_call("insert", "tasks", data={"title": "Task"}, call_id=str(uuid4())))
 
             async def all_at_once() -> None:
-                outcomes = await outbox.deliver(link, prepared.pop(), mark_sent=ignore_sent)
+                outcomes = await outbox.deliver(link, prepared.pop())
                 assert not any(isinstance(outcome, OutcomeUnknown) for outcome in outcomes.values())
 
             async def one_by_one() -> None:

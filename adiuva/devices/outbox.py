@@ -18,6 +18,7 @@ from django.db import transaction
 from django.db.models import Count, Q, QuerySet
 from django.db.models.functions import Now
 
+from adiuva.core import db
 from adiuva.core.crypto import UserCipher
 from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import AdiuvaError
@@ -169,12 +170,12 @@ def pending(cipher: UserCipher, row: OutboxRecord, *, sent_before: bool) -> Pend
 
 
 async def deliver(
-    link: DeviceLink, records: Sequence[PendingRecord], *, mark_sent: Any
+    link: DeviceLink, records: Sequence[PendingRecord]
 ) -> dict[uuid.UUID, ToolResultBody | AdiuvaError]:
     """Insert records on the device, in order; return an outcome for each. Raises DeviceOffline if nothing was sent.
 
-    `mark_sent(ids)` is awaited before records leave for a device that does not dedupe: if the answer is lost, they
-    must not be sent again.
+    Records are marked as sent before they leave for a device that does not dedupe: if the answer is lost, they must not
+    be sent again.
     """
     outcomes: dict[uuid.UUID, ToolResultBody | AdiuvaError] = {}
     target = await link.target()
@@ -184,8 +185,9 @@ async def deliver(
             outcomes[record.id] = OutcomeUnknown()
         else:
             sending.append(record)
-    if sending and not target.can("dedupe"):
-        await mark_sent([record.id for record in sending])
+    marked = [] if target.can("dedupe") else [record.id for record in sending]
+    if marked:
+        await db.run(mark_sent, marked)
     told = target.can("origin")
     calls = [
         new_call(
@@ -197,16 +199,27 @@ async def deliver(
         )
         for record in sending
     ]
-    answers = await link.send_calls(calls) if calls else []
+    answers: Sequence[ToolResultBody | AdiuvaError] = []
+    try:
+        answers = await link.send_calls(calls) if calls else []
+    except DeviceOffline as offline:
+        answers = [offline for _ in calls]
     for record, answer in zip(sending, answers, strict=True):
         outcomes[record.id] = answer
-    if sending and all(isinstance(answer, DeviceOffline) for answer in answers):
-        raise DeviceOffline
+    unsent = {key: answer for key, answer in outcomes.items() if isinstance(answer, DeviceOffline)}
+    if marked and unsent:
+        await db.run(_mark_unsent, list(unsent))
+    if sending and len(unsent) == len(sending):
+        raise unsent[sending[0].id]
     return outcomes
 
 
 def mark_sent(ids: Collection[uuid.UUID]) -> None:
     OutboxRecord.objects.filter(pk__in=ids, state=State.WAITING).update(state=State.SENT)
+
+
+def _mark_unsent(ids: Collection[uuid.UUID]) -> None:
+    OutboxRecord.objects.filter(pk__in=ids, state=State.SENT).update(state=State.WAITING)
 
 
 def settle(

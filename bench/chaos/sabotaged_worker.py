@@ -44,10 +44,10 @@ def _deliver_under_new_ids() -> None:
 
     deliver: Callable[..., Any] = outbox.deliver
 
-    async def deliver_under_new_ids(link: Any, records: Any, **more: Any) -> Mapping[uuid.UUID, Any]:
+    async def deliver_under_new_ids(link: Any, records: Any) -> Mapping[uuid.UUID, Any]:
         names = {uuid.uuid4(): record for record in records}
         sent = [dataclasses.replace(record, id=name) for name, record in names.items()]
-        outcomes = await deliver(link, sent, **more)
+        outcomes = await deliver(link, sent)
         return {names[name].id: outcome for name, outcome in outcomes.items()}
 
     outbox.deliver = cast(Any, deliver_under_new_ids)

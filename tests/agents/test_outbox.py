@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
 from typing import TYPE_CHECKING
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 from django.utils import timezone
 
+from adiuva.core import db
+from adiuva.devices import link as device_link
 from adiuva.devices import outbox
+from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.models import OutboxRecord
-from agents import journal, run_release, runs, services
+from agents import delivery, journal, run_release, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.models import Agent, Run
 from tests.agents.factories import (
@@ -24,6 +28,7 @@ from tests.agents.factories import (
     create_device,
     create_run,
 )
+from tests.devices.link_endpoints import Local, answering, result
 from tests.factories import Person
 
 if TYPE_CHECKING:
@@ -128,3 +133,61 @@ def test_the_counts_of_a_page_of_runs_are_one_query(ada: Person) -> None:
         left = outbox.count_outstanding(made)
     assert len(queries) == 1
     assert [left[run]["waiting"] for run in made] == [0, 1, 2]
+
+
+def create_waiting(user_id: uuid.UUID, *titles: str) -> tuple[ClaimedRun, uuid.UUID, list[uuid.UUID]]:
+    """A run that has found tasks, its device, and the tasks' ids."""
+    agent = create_agent(user_id)
+    device = create_device(agent)
+    claimed = claim_run(create_run(agent))
+    return claimed, device.pk, commit_tasks(claimed, *titles)
+
+
+async def deliver(link: DeviceLink, claimed: ClaimedRun) -> None:
+    about = {"cipher": claimed.cipher, "user_id": claimed.user_id, "run_id": claimed.run_id}
+    waiting = await db.run(outbox.waiting, **about)
+
+    async def settle(outcomes: delivery.Outcomes) -> None:
+        await db.run(outbox.settle, cipher=claimed.cipher, outcomes=outcomes)
+
+    await delivery.deliver_records(link, waiting, settle)
+
+
+async def test_records_behind_a_lost_connection_wait_for_a_device_that_does_not_dedupe(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_link, "_MAX_CALLS_IN_FLIGHT", 1)
+    claimed, device, ids = await db.run(create_waiting, person.id, "answered", "sent", "behind", "last")
+    async with DeviceLink(person.id, device, wait_s=20) as link:
+        async with Local("http://local", person.access_token) as socket:
+            await socket.hello(1, "desk")
+            delivering = asyncio.create_task(deliver(link, claimed))
+            answered = await socket.receive("tool_call")
+            await socket.send({"type": "tool_result", **result(answered)})
+            await socket.receive("tool_call")
+            link.wait_s = 0
+            await socket.drop()
+            with pytest.raises(DeviceOffline):
+                await delivering
+        assert await db.run(states, *ids) == ["delivered", "uncertain", "waiting", "waiting"]
+        link.wait_s = 20
+        async with (
+            Local("http://local", person.access_token) as socket,
+            answering(socket, 1, device_id="desk"),
+        ):
+            await deliver(link, claimed)
+    assert await db.run(states, *ids) == ["delivered", "uncertain", "delivered", "delivered"]
+
+
+async def test_records_that_nobody_took_wait_on(person: Person) -> None:
+    """The device's process was killed, and its lease still runs."""
+    claimed, device, ids = await db.run(create_waiting, person.id, "a", "b")
+    async with DeviceLink(person.id, device, wait_s=20) as link:
+        async with Local("http://local", person.access_token) as socket:
+            await socket.hello(1, "desk")
+            silent = await link.target()
+            await socket.drop()
+        link.current_target, link.wait_s = silent, 0
+        with pytest.raises(DeviceOffline):
+            await deliver(link, claimed)
+    assert await db.run(states, *ids) == ["waiting", "waiting"]
