@@ -171,7 +171,7 @@ def _begin_turn(
     turn_id, first = uuid.uuid4(), due[0].watch
     request = ChatRequest(
         user_id=user_id,
-        request_id=f"{REQUEST_PREFIX}{first.pk}:{first.attempts + 1}",
+        request_id=f"{REQUEST_PREFIX}{turn_id}",
         kind=AssistantKind.HOME,
         message=_MESSAGE.format(again=_AGAIN if first.attempts else ""),
         device_id=uuid.UUID(first.device_id) if first.device_id else None,

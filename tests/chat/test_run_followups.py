@@ -511,6 +511,12 @@ def test_what_the_model_refuses_to_tell_is_told_in_a_notice(db: None, code: str)
     run_followups.follow_up_in(person.id, place.pk)
     assert (state(refused), state(other)) == (State.DEAD, State.DUE)
     assert len(messages(place)) == 3
+    # Staff have mended the cause, and have it told again.
+    assert run_watches.try_again(Watch.objects.filter(pk=refused.pk)) == 1
+    Watch.objects.filter(pk=other.pk).update(state=State.TOLD)
+    run_followups.follow_up_in(person.id, place.pk)
+    again = Turn.objects.of(person.id).get(conversation=place, ended_at=None)
+    assert (state(refused), refused.turn) == (State.HELD, again.pk)
 
 
 def test_a_turn_that_ends_tells_what_it_heard_or_lets_go_of_it(committed_db: None) -> None:
