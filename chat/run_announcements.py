@@ -66,7 +66,7 @@ def _announce(user_id: uuid.UUID) -> Frames:
         text = "\n".join(run_ends.notice(report) for report in reports)
     told = RunEnds(tuple(str(run.pk) for run in found), tuple(report.agent_name for report in reports))
     claimed = ClaimedTurn(uuid.uuid4(), user.timezone, user.locale, cipher, place)
-    request = ChatRequest(user_id, "", AssistantKind.HOME, "", memory=False)
+    request = ChatRequest(user_id, "", AssistantKind.HOME, "")
     body = {"text": text, "finish": "stop", "origin": told.body()}
     added = append_message(claimed, request, Message.Role.ASSISTANT, body, foreign=True)
     assert added is not None  # it is locked

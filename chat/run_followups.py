@@ -177,7 +177,6 @@ def _begin_turn(
         device_id=uuid.UUID(first.device_id) if first.device_id else None,
         conversation_id=str(conversation_id),
         context="\n\n".join(run_ends.facts(cipher, end) for end in due),
-        memory=False,
         origin=run_ends.origin_of(due),
     )
     try:
@@ -229,7 +228,7 @@ def _tell_in_notice(
         sentences = [run_ends.notice(end.report) for end in run_ends.read(end.watch for end in due)]
         if is_dead:
             sentences.append(gettext("I could not go on with it by myself."))
-    request = ChatRequest(user_id, "", AssistantKind.HOME, "", memory=False)
+    request = ChatRequest(user_id, "", AssistantKind.HOME, "")
     body = {"text": " ".join(sentences), "finish": "stop", "origin": run_ends.origin_of(due).body()}
     added = append_message(claimed, request, Message.Role.ASSISTANT, body, foreign=True)
     state = Watch.State.DEAD if is_dead else Watch.State.DONE

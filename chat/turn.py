@@ -247,7 +247,7 @@ class LiveTurn:
         """
         request = replace(self.request, is_early=is_early)
         if request.origin is not None:  # the app's words are not the user's
-            request = replace(request, origin=None, context="", memory=True)
+            request = replace(request, origin=None, context="")
         if self.claimed.conversation_id is not None:
             joins = None if self.ended.is_set() else self.claimed.turn_id
             return replace(

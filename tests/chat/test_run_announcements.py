@@ -95,6 +95,7 @@ def test_what_comes_together_is_one_message_and_what_follows_waits_a_minute(ada:
     assert dict(run_announcements.announce_due())[ada.id]
     assert ada.id not in dict(run_announcements.announce_due())
     assert len(told(ada.id)) == 2
+    assert not Conversation.objects.get(user=ada.id, for_agents=True).has_private
 
 
 def test_a_conversation_that_was_deleted_is_made_anew_and_no_turn_is_parted(ada: Person) -> None:

@@ -89,7 +89,9 @@ def test_what_no_turn_could_tell_is_told_in_a_notice_once(committed_db: str, why
         ]
     assert not dict(run_followups.follow_up_due()).get(person.id)
     assert state(watch) == State.DEAD
+    place.refresh_from_db()
     notice = messages(place)[-1]
+    assert not place.has_private
     assert len(messages(place)) == 3 and notice["role"] == "assistant"
     assert notice["text"] == (
         "The agent “Clients” has ended and found nothing new. I could not go on with it by myself."
@@ -265,6 +267,30 @@ async def test_all_ends_of_a_conversation_become_one_turn_without_a_user(
     offered = {tool["function"]["name"] for tool in provider.last["tools"]}
     assert "view_agent_output" in offered
     assert not offered & {"run_agent", "set_up_agent", "stop_run", "delete", "ask_specialist"}
+
+
+async def test_what_is_said_to_a_turn_that_nobody_asked_for_is_no_private_message(
+    chat_web: str, stack: Stack, provider: Provider, person: Person
+) -> None:
+    hold = Hold("Clients has ended.")
+    provider.script("The first.", hold, "Noted.")
+    other_web = stack.web("daphne")
+    async with connect(chat_web, person) as session, connect(other_web, person, device_id="phone") as phone:
+        place = conversation_of(await session.say("run Clients"))
+        watch = await db.run(ended_run, person.id, place)
+        await tell_due()
+        await wait_for(hold.reached)  # in either process
+        turns = Turn.objects.of(person.id)
+        key = (await db.run(turns.running().get)).request_id
+        await session.steer(key, "I live in Turin.")
+        await phone.steer(key, "I like coffee.")
+        async with asyncio.timeout(30):
+            while await db.run(turns.waiting().count) < 2:
+                await asyncio.sleep(0.02)
+        hold.release()
+        await settled(watch, State.TOLD)
+    assert await db.run(turns.filter(memory=True).count) == 4
+    assert not (await db.run(Conversation.objects.get, pk=place)).has_private
 
 
 async def test_a_turn_that_fails_leaves_no_message_and_is_tried_again_later_or_becomes_a_notice(
