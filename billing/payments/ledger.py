@@ -27,7 +27,8 @@ _OVERLAP: Final = dt.timedelta(hours=1)
 _COMPARED: Final = dt.timedelta(days=30)
 _WORTH_A_LIST: Final = 3  # charges
 _CHARGES: Final = ("charge", "payment")
-_REFUNDS: Final = ("refund", "payment_refund")
+# Money of a charge that goes back, or comes again because that failed.
+REFUNDS: Final = ("refund", "payment_refund", "refund_failure", "payment_failure_refund")
 # The account that the money of a movement came from or went to.
 _ACCOUNTS: Final[Mapping[str, str]] = {
     "charge": Account.SALES,
@@ -115,7 +116,7 @@ def _gone_before(movement: Movement, paid: Paid) -> int:
     with connection.cursor() as cursor:  # two processes must not both take theirs for the next
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [movement.charge_id])
     earlier = LedgerEntry.objects.filter(charge_id=movement.charge_id).exclude(pk=movement.stripe_id)
-    earlier = earlier.exclude(kind__in=_CHARGES) if paid.purchase else earlier.filter(kind__in=_REFUNDS)
+    earlier = earlier.exclude(kind__in=_CHARGES) if paid.purchase else earlier.filter(kind__in=REFUNDS)
     return -(earlier.aggregate(sum=Sum("cents"))["sum"] or 0)
 
 
@@ -130,7 +131,7 @@ def lines_of(movement: Movement, paid: Paid, *, refunded_before: int = 0) -> dic
     is_dispute = movement.source_kind == "dispute"
     if movement.kind in _CHARGES:
         tax, share = _tax_of(movement.cents, paid), _share_of(0, paid)
-    elif movement.kind in _REFUNDS or (paid.purchase and movement.charge_id):
+    elif movement.kind in REFUNDS or (paid.purchase and movement.charge_id):
         tax = _tax_of(before, paid) - _tax_of(after, paid)
         share = _share_of(after, paid) - _share_of(before, paid)
     other = Account.DISPUTES if is_dispute else _ACCOUNTS.get(movement.kind, Account.OTHER)

@@ -7,14 +7,13 @@ from django.db.models import Sum
 
 from adiuva.core.errors import Conflict, Invalid
 from billing.payments import stripe_jobs
+from billing.payments.ledger import REFUNDS
 from billing.payments.models import LedgerEntry, StripeJob
-
-_REFUNDS = ("refund", "payment_refund", "refund_failure")
 
 
 def left_of(charge: LedgerEntry) -> int:
     """Return how many cents of a charge are not refunded."""
-    back = LedgerEntry.objects.filter(charge_id=charge.charge_id, kind__in=_REFUNDS).aggregate(
+    back = LedgerEntry.objects.filter(charge_id=charge.charge_id, kind__in=REFUNDS).aggregate(
         sum=Sum("cents")
     )
     return charge.cents + (back["sum"] or 0)

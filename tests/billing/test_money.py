@@ -16,7 +16,7 @@ from billing.models import Customer, Dispute, LedgerEntry, LedgerLine, StripeJob
 from billing.payments import disputes, ledger, money_api, refunds
 from tests.billing.payers import Payer, deliver, due_now, settle
 from tests.fakes.stripe import Cut, Fail, Stripe
-from tests.fakes.stripe.money import move
+from tests.fakes.stripe.money import fail_refund, move
 
 LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
@@ -66,6 +66,28 @@ def test_a_charge_and_its_refunds_are_on_the_books_to_the_cent(payer: Payer) -> 
     assert payer.tier == "pro"  # a refund alone ends nothing
     with pytest.raises(Exception, match="not so much left"):
         refunds.want(charge=charge, cents=1)
+
+
+def test_a_refund_that_fails_puts_its_tax_back_and_a_second_one_takes_it_again(payer: Payer) -> None:
+    payer.stripe.do(with_tax)
+    payer.subscribe("pro")
+    before, charge = on_accounts(payer), charge_of(payer)
+    refunds.want(charge=charge)
+    settle()
+    assert "tax" not in on_accounts(payer)
+    payer.stripe.do(lambda world: fail_refund(world, next(world.of("refund"))["id"]))
+    assert on_accounts(payer) == before
+    refunds.want(charge=charge)
+    settle()
+    assert on_accounts(payer) == {"stripe": -74, "fees": 74, "sales": -1229, "refunds": 1229}
+
+
+def test_a_debit_that_fails_after_it_was_counted_takes_its_tax_back(payer: Payer) -> None:
+    payer.stripe.do(with_tax)
+    payer.subscribe("pro")
+    charge = charge_of(payer).charge_id
+    payer.stripe.do(lambda world: move(world, "payment_failure_refund", charge, -1500, "eur"))
+    assert "tax" not in on_accounts(payer) and refunds.left_of(charge_of(payer)) == 0
 
 
 def test_a_refund_may_end_the_plan_and_comes_also_after_its_end(payer: Payer) -> None:
