@@ -107,9 +107,9 @@ def _sale(user_id: UUID, plugin: Plugin) -> PluginPurchase:
     """Return the user's purchase that is not paid yet, made if there is none. Raises AlreadyBought."""
     subscribing.lock(user_id)
     mine = PluginPurchase.objects.of(user_id).filter(plugin=plugin)
-    found = mine.exclude(state__in=[State.REFUNDED, State.LOST]).first()
-    if found is not None and found.state in PluginPurchase.OWNING:
+    if mine.owning().exists():
         raise AlreadyBought
+    found = mine.filter(state=State.OPEN).first()
     if found is None:
         found = PluginPurchase.objects.create(
             user_id=user_id,

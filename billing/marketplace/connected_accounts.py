@@ -33,10 +33,15 @@ def page_of(*, developer: Developer) -> str:
         raise stripe_api.StripeOff
     account = developer.stripe_account
     if account is None:
-        with transaction.atomic():
-            Developer.objects.select_for_update(no_key=True).get(pk=developer.pk)
-            wanted = stripe_jobs.want(StripeJob.Kind.ACCOUNT, str(developer.pk), developer.user_id)
-        stripe_jobs.carry_out(wanted.pk)
+        with transaction.atomic():  # another click may have opened it since the developer was read
+            row = Developer.objects.select_for_update(no_key=True).get(pk=developer.pk)
+            wanted = (
+                stripe_jobs.want(StripeJob.Kind.ACCOUNT, str(row.pk), row.user_id)
+                if row.stripe_account is None
+                else None
+            )
+        if wanted is not None:
+            stripe_jobs.carry_out(wanted.pk)
         account = Developer.objects.values_list("stripe_account", flat=True).get(pk=developer.pk)
         if account is None:
             raise StripeAway("in_progress")

@@ -94,7 +94,10 @@ class PluginPurchase(Copied):
         ordering = ["-created_at"]
         constraints = [
             models.UniqueConstraint(
-                fields=["user", "plugin"], condition=~Q(state__in=["refunded", "lost"]), name="bought_once"
+                # A refund may fail after the user has begun to buy again, so there may be one beside another.
+                fields=["user", "plugin"],
+                condition=Q(state="open"),
+                name="bought_once",
             ),
             models.CheckConstraint(condition=Q(tax_cents__lte=F("total_cents")), name="purchase_tax"),
             models.CheckConstraint(

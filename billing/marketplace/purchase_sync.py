@@ -73,11 +73,20 @@ def _write(lease: Lease[PluginPurchase], answer: _Answer, wanted: int) -> None:
     copies.finish(lease, row, wanted)
     if row.state != was:
         log.info("purchase.changed", purchase_id=str(row.pk), state=row.state)
+        if row.state == State.PAID and _owns_another(row):
+            log.error("purchase.doubled", purchase_id=str(row.pk))  # staff refund one of them
     if was == State.OPEN and row.state == State.PAID and row.user_id is None:
         # The account was deleted between the checkout and its payment: nobody would have the plugin.
         stripe_jobs.want(StripeJob.Kind.REFUND, row.charge, None, cents=row.total_cents)
     if row.due_cents != row.settled_cents:
         enqueue_on_commit("billing.settle_developers")
+
+
+def _owns_another(row: PluginPurchase) -> bool:
+    if row.user_id is None:
+        return False
+    others = PluginPurchase.objects.of(row.user_id).filter(plugin_id=row.plugin_id).exclude(pk=row.pk)
+    return others.owning().exists()
 
 
 _COPIES: Final = Copies(PluginPurchase, _get, _write)

@@ -754,7 +754,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='pluginpurchase',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ['refunded', 'lost']), _negated=True), fields=('user', 'plugin'), name='bought_once'),
+            constraint=models.UniqueConstraint(condition=models.Q(('state', 'open')), fields=('user', 'plugin'), name='bought_once'),
         ),
         migrations.AddConstraint(
             model_name='pluginpurchase',

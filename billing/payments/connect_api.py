@@ -15,6 +15,8 @@ from billing.payments import stripe_api
 _OPEN_DISPUTES: Final = frozenset(
     {"warning_needs_response", "warning_under_review", "needs_response", "under_review"}
 )
+# States of a payment whose money will not come.
+_FAILED: Final = frozenset({"requires_payment_method", "canceled"})
 
 
 # ── Connected accounts ──────────────────────────────────────────────────────────────────────────────────
@@ -78,7 +80,8 @@ def earnings_page(stripe_id: str) -> str:
 class PurchaseState:
     """The state at Stripe of a checkout that is paid once, and of its charge.
 
-    `status`: open, complete or expired. Cents with tax; `lost_cents` went back through the buyer's bank for good.
+    `status`: open, complete or expired; failed if it was completed by a debit, say, and the money did not come. Cents
+    with tax; `lost_cents` went back through the buyer's bank for good.
     """
 
     status: str
@@ -136,7 +139,8 @@ def get_purchase(session_id: str) -> PurchaseState:
     intent = found.get("payment_intent")
     charge = intent.get("latest_charge") if isinstance(intent, dict) else None
     if not isinstance(charge, dict) or not charge["paid"]:
-        return PurchaseState(found["status"], found.get("url") or "")
+        is_failed = found["status"] == "complete" and isinstance(intent, dict) and intent["status"] in _FAILED
+        return PurchaseState("failed" if is_failed else found["status"], found.get("url") or "")
     lost, is_disputed = _disputed(charge["id"]) if charge["disputed"] else (0, False)
     return PurchaseState(
         status=found["status"],

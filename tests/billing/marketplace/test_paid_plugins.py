@@ -12,6 +12,7 @@ from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.timezone import now
+from structlog.testing import capture_logs
 
 from adiuva.accounts.models import User
 from billing.marketplace import buying, connected_accounts, payouts, purchase_sync
@@ -22,7 +23,9 @@ from tests.billing.marketplace.factories import a_developer
 from tests.billing.marketplace.shops import PLUGINS, Buyer, Shop, due, is_exact, payments_of, work
 from tests.billing.payers import until
 from tests.factories import somebody
-from tests.fakes.stripe import Cut, Fail, Stripe
+from tests.fakes.stripe import LATER, Cut, Fail, Stripe
+from tests.fakes.stripe.checkout import complete, fail_later
+from tests.fakes.stripe.money import fail_refund
 
 
 @pytest.fixture
@@ -294,6 +297,70 @@ def test_who_was_refunded_may_buy_again_and_who_owns_it_may_not(shop: Shop) -> N
     shop.tell()
     again = shop.sell(buyer)
     assert again.pk != sale.pk and again.state == "paid"
+
+
+def test_a_refund_that_fails_after_a_second_click_gives_the_plugin_and_the_share_back(shop: Shop) -> None:
+    buyer = Buyer(shop.stripe)
+    sale = shop.sell(buyer)
+    shop.refund(sale)
+    shop.tell()
+    shop.checkout(buyer)
+    (made,) = shop.stripe.do(lambda world: [row["id"] for row in world.of("refund", charge=sale.charge)])
+    shop.stripe.do(lambda world: fail_refund(world, made))
+    shop.tell()
+    sale.refresh_from_db()
+    assert (sale.state, sale.refunded_cents) == ("paid", 0)
+    assert buyer.rest.post(f"{PLUGINS}/{shop.plugin.pk}/install").status_code == 200
+    with pytest.raises(buying.AlreadyBought):
+        buying.check_out(user_id=buyer.person.id, plugin=shop.plugin)
+    with pytest.raises(buying.AlreadyBought):
+        buying._sale(buyer.person.id, shop.plugin)
+    shop.over()
+    assert shop.at_stripe() == 700
+
+
+def test_a_refund_that_fails_after_the_plugin_was_bought_again_is_shown_to_staff(shop: Shop) -> None:
+    buyer = Buyer(shop.stripe)
+    sale = shop.sell(buyer)
+    shop.refund(sale)
+    shop.tell()
+    again = shop.sell(buyer)
+    (made,) = shop.stripe.do(lambda world: [row["id"] for row in world.of("refund", charge=sale.charge)])
+    shop.stripe.do(lambda world: fail_refund(world, made))
+    mine = PluginPurchase.objects.filter(pk=sale.pk)
+    with capture_logs() as logs:
+        until(lambda: mine.get().state == "paid", lambda: purchase_sync.fetch_now(sale.pk))
+    assert {"event": "purchase.doubled", "purchase_id": str(sale.pk), "log_level": "error"} in logs
+    shop.refund(again)
+    shop.tell()
+    again.refresh_from_db()
+    assert (again.state, mine.get().state) == ("refunded", "paid")
+    assert buyer.rest.post(f"{PLUGINS}/{shop.plugin.pk}/install").status_code == 200
+
+
+def test_a_payment_that_fails_days_later_leads_to_a_new_page(shop: Shop) -> None:
+    buyer = Buyer(shop.stripe)
+    session = shop.checkout(buyer)
+    shop.stripe.do(lambda world: complete(world, world.get("checkout.session", session), LATER))
+    shop.tell()
+    answer = buyer.rest.post(f"{PLUGINS}/{shop.plugin.pk}/install")
+    assert (answer.status_code, answer.data["code"]) == (409, "already_bought")  # the money is on its way
+    shop.stripe.do(lambda world: fail_later(world, world.get("checkout.session", session)))
+    shop.tell()
+    again = shop.checkout(buyer)
+    assert again != session
+    shop.stripe.pay(again)
+    shop.tell()
+    assert PluginPurchase.objects.get(user_id=buyer.person.id).state == "paid"
+
+
+def test_a_second_click_of_a_developer_opens_no_second_account(stripe: Stripe) -> None:
+    developer = a_developer(somebody(tier="power").id)
+    stale = Developer.objects.get(pk=developer.pk)
+    for each in (developer, stale):
+        assert connected_accounts.page_of(developer=each)
+    assert stripe.count("POST /v1/accounts") == 1
+    assert StripeJob.objects.filter(kind="account", subject=str(developer.pk)).count() == 1
 
 
 def test_a_revoked_plugin_is_refunded_to_those_who_bought_it_lately(shop: Shop) -> None:

@@ -18,7 +18,7 @@ As at Stripe, a POST with an `Idempotency-Key` is carried out once: its status a
 """
 
 from tests.fakes.stripe.delivery import Deliveries, signed
-from tests.fakes.stripe.money import ASKS, DECLINES, WORKS
+from tests.fakes.stripe.money import ASKS, DECLINES, LATER, WORKS
 from tests.fakes.stripe.server import Call, Cut, Fail, Raw, Slow, Stripe
 from tests.fakes.stripe.world import API_VERSION, DAY_S
 
@@ -27,6 +27,7 @@ __all__ = [
     "ASKS",
     "DAY_S",
     "DECLINES",
+    "LATER",
     "WORKS",
     "Call",
     "Cut",

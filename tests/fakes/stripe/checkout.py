@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.fakes.stripe.money import WORKS, charge, declined
+from tests.fakes.stripe.money import LATER, WORKS, charge, declined
 from tests.fakes.stripe.subscriptions import subscribe
 from tests.fakes.stripe.world import DAY_S, Row, StripeError, World, show, tax_in
 
@@ -77,11 +77,12 @@ def _price_of(world: World, line: Row) -> Row:
 def complete(world: World, session: Row, card: str = WORKS) -> str:
     """What the customer does on the session's page. Returns the address that they are sent to.
 
-    Raises StripeError if the card declines or asks: the session stays open, and nothing is charged.
+    Raises StripeError if the card declines or asks: the session stays open, and nothing is charged. With LATER, what
+    is paid once is on its way.
     """
     if session["status"] != "open":
         raise StripeError(400, "This Checkout Session is no longer open.")
-    if card != WORKS:
+    if card not in (WORKS, LATER):
         raise declined()
     if session["customer"] is None:
         customer = world.make("customer", "cus", **new_customer({}))
@@ -100,14 +101,22 @@ def complete(world: World, session: Row, card: str = WORKS) -> str:
             customer=session["customer"],
             cents=session["amount_total"],
             currency=session["currency"],
+            card=card,
             metadata=session["_intent_data"].get("metadata"),
             transfer_group=session["_intent_data"].get("transfer_group"),
         )
         session["payment_intent"] = intent["id"]
-    session |= {"status": "complete", "payment_status": "paid", "url": None}
+    payment_status = "unpaid" if card == LATER else "paid"
+    session |= {"status": "complete", "payment_status": payment_status, "url": None}
     world.emit("checkout.session.completed", session)
     address: str = session["success_url"]
     return address.replace("{CHECKOUT_SESSION_ID}", session["id"])
+
+
+def fail_later(world: World, session: Row) -> None:
+    """The money that was on its way does not come."""
+    world.get("payment_intent", session["payment_intent"])["status"] = "requires_payment_method"
+    world.emit("checkout.session.async_payment_failed", session)
 
 
 def new_customer(params: Row) -> Row:

@@ -10,6 +10,7 @@ from tests.fakes.stripe.world import DAY_S, Row, StripeError, World, missing
 WORKS: Final = "works"
 DECLINES: Final = "declines"
 ASKS: Final = "asks"  # for 3-D Secure
+LATER: Final = "later"  # no card: a debit, whose money comes or fails in days
 _DISPUTE_FEE_CENTS: Final = 1500
 
 
@@ -21,7 +22,12 @@ def charge(
     world: World, *, customer: str | None, cents: int, currency: str, card: str = WORKS, **fields: Any
 ) -> Row:
     """A payment intent, and its charge if the card works. The intent's status says what came of it."""
-    status = {WORKS: "succeeded", DECLINES: "requires_payment_method", ASKS: "requires_action"}[card]
+    status = {
+        WORKS: "succeeded",
+        DECLINES: "requires_payment_method",
+        ASKS: "requires_action",
+        LATER: "processing",
+    }[card]
     intent = world.make(
         "payment_intent",
         "pi",
