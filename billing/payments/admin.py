@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin, messages
-from django.db.models import Q, QuerySet
+from django.db import IntegrityError, transaction
+from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
@@ -120,9 +121,20 @@ class StripeJobAdmin(ReadOnlyAdmin):
     def again(self, request: HttpRequest, chosen: QuerySet[StripeJob]) -> None:
         """Try jobs again, even those that failed for good: staff may have mended the cause."""
         states = [StripeJob.State.WANTED, StripeJob.State.UNKNOWN, StripeJob.State.FAILED]
-        ids = list(chosen.filter(state__in=states).values_list("pk", flat=True))
-        for pk in ids:  # each by itself: whoever holds one may wait for another
-            failed = StripeJob.objects.filter(pk=pk, state=StripeJob.State.FAILED)
-            leases.revoke(failed, state=StripeJob.State.WANTED)
-            StripeJob.objects.filter(pk=pk).update(not_before=Now())
-        self.message_user(request, f"{len(ids)} will be tried within seconds.", messages.SUCCESS)
+        tried, others = 0, []
+        for pk in chosen.filter(state__in=states).values_list("pk", flat=True):
+            # Each by itself: whoever holds one may wait for another.
+            try:
+                with transaction.atomic():
+                    failed = StripeJob.objects.filter(pk=pk, state=StripeJob.State.FAILED)
+                    # With a new key: Stripe would give the same answer again for the former one.
+                    again = {"attempt": F("attempt") + 1, "first_sent_at": None}
+                    leases.revoke(failed, state=StripeJob.State.WANTED, **again)
+                    StripeJob.objects.filter(pk=pk).update(not_before=Now())
+                tried += 1
+            except IntegrityError:  # `stripe_job_one_open`
+                others.append(str(pk))
+        self.message_user(request, f"{tried} will be tried within seconds.", messages.SUCCESS)
+        if others:
+            said = f"Not tried, as another job about the same is open: {', '.join(others)}."
+            self.message_user(request, said, messages.WARNING)

@@ -170,6 +170,8 @@ def _carry_out(job: StripeJob) -> None:
         if job.first_sent_at is None:
             lease.renew(first_sent_at=Now(), attempt=job.attempt)
         made = kind.send(job)
+    except LeaseLost:  # it was dropped while Stripe was searched
+        log.info("stripe.job_late", job_id=str(job.pk))
     except NotPossible:
         _give_up(lease, kind, job, StripeJob.State.DROPPED, "not_possible")
     except StripeAway as error:

@@ -65,6 +65,8 @@ def _live(user_id: UUID) -> Subscription | None:
 
 def _change(live: Subscription, tier: str, price: str, seats: int, site: str) -> str:
     if live.tier == tier and live.quantity == seats and not live.cancel_at_period_end:
+        if live.status == Subscription.Status.INCOMPLETE and live.payment_url:
+            return live.payment_url  # of the first payment: until then it gives nothing
         raise AlreadyOnPlan("the account is on this plan already")
     assert live.customer is not None
     change = (live.stripe_id, stripe_api.item_of(live.stripe_id), price, seats)

@@ -25,7 +25,7 @@ from bench.payments.failpoints import failpoints
 from bench.payments.subscribers import subscribers
 from bench.payments.webhook_inputs import some_input
 from billing.models import Plan
-from billing.payments import events_api, stripe_jobs, subscribing, sync, webhooks
+from billing.payments import events_api, stripe_api, stripe_jobs, subscribing, sync, webhooks
 from billing.payments.models import Customer, Event, StripeJob, Subscription
 from tests.accounts.mailbox import mail_to, mails_to
 from tests.billing.payers import BILLING, SECRET, Payer, deliver, due_now, settle, until
@@ -355,6 +355,62 @@ def test_after_a_day_what_was_done_is_looked_for_before_it_is_sent_again(payer: 
     due_now(payer)
     assert payer.check_out("pro").status_code == 200
     assert len(payer.stripe.do(lambda world: list(world.of("customer")))) == 1
+
+
+def test_a_job_that_is_dropped_while_stripe_is_searched_is_not_sent(
+    payer: Payer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payer.stripe.fault("POST /v1/customers", Cut())
+    assert payer.check_out("pro").status_code == 503
+    (job,) = payer.jobs("customer")
+    StripeJob.objects.filter(pk=job.pk).update(first_sent_at=Now() - dt.timedelta(hours=30))
+    payer.stripe.calls.clear()
+    find = stripe_api.find_customer
+
+    def overtaken(**given: Any) -> Any:
+        stripe_jobs.drop(StripeJob.Kind.CUSTOMER, job.subject)
+        return find(**given)
+
+    monkeypatch.setattr(stripe_api, "find_customer", overtaken)
+    assert stripe_jobs.carry_out(job.pk).state == "dropped"
+    assert payer.stripe.count("POST /v1/customers") == 0
+
+
+def test_a_first_payment_that_is_still_open_is_no_plan_and_has_its_page(payer: Payer) -> None:
+    from tests.fakes.stripe.subscriptions import subscribe
+
+    assert payer.check_out("pro").status_code == 200
+    customer = Customer.objects.get(user_id=payer.person.id).stripe_id
+    payer.stripe.card(customer, ASKS)
+    price = Plan.objects.get(tier="pro").stripe_price_id
+    payer.stripe.do(lambda world: subscribe(world, customer, [{"price": price}], {}))
+    payer.tell()
+    assert (payer.tier, payer.subscription()["status"]) == ("free", "incomplete")
+    answer = payer.check_out("pro")
+    assert answer.status_code == 200
+    assert answer.data["checkout_url"] == payer.subscription()["payment_url"]
+
+
+def test_staff_try_a_job_again_that_stripe_refused_and_read_what_cannot_be(payer: Payer) -> None:
+    from django.test import Client
+    from django.urls import reverse
+
+    from tests.billing.test_team_rest import put_seats
+    from tests.factories import somebody
+
+    payer.subscribe("team", seats=2)
+    payer.stripe.card(Customer.objects.get(user_id=payer.person.id).stripe_id, DECLINES)
+    assert [put_seats(payer, seats).status_code for seats in (5, 4)] == [402, 402]
+    payer.stripe.card(Customer.objects.get(user_id=payer.person.id).stripe_id, WORKS)
+    first, second = payer.jobs("seats")
+    staff = Client()
+    staff.force_login(User.objects.get(pk=somebody(is_staff=True, is_superuser=True).id))
+    chosen = {"action": "again", "_selected_action": [str(first.pk), str(second.pk)]}
+    said = staff.post(reverse("admin:billing_stripejob_changelist"), chosen, follow=True).content.decode()
+    assert "1 will be tried" in said and "Not tried" in said
+    settle()
+    assert sorted(job.state for job in payer.jobs("seats")) == ["done", "failed"]
+    assert payer.subscription()["seats"] in (4, 5)
 
 
 def test_what_is_not_signed_now_is_refused_before_anything_else(stripe: Stripe) -> None:
