@@ -1,17 +1,20 @@
-"""Finds transactions that wait for each other."""
+"""Transactions that wait for each other."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import TypeVar
 
 from django.db import OperationalError, connection, connections, transaction
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError
+
+T = TypeVar("T")
 
 
 def conflicts_of(*operations: Callable[[], object], times: int = 60) -> list[str]:
@@ -49,12 +52,30 @@ def conflicts_of(*operations: Callable[[], object], times: int = 60) -> list[str
     return found
 
 
-def wait_until_in_the_way(of: Future[Any]) -> None:
-    """Wait until another connection waits for the locks of this thread's transaction, or `of` has done without them."""
-    waiting = False
-    while not waiting and not of.done():
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-            )
-            waiting = cursor.fetchone()[0] > 0
+def overtaken(act: Callable[[], T], change: Callable[[], object]) -> T:
+    """Do `act` while `change` is done but not yet committed, which it is once `act` waits for it, or is done without.
+
+    Returns what `act` returned. Needs the fixture `committed_db`.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        with transaction.atomic():
+            change()
+            acting = threads.submit(_with_connections_closed, act)
+            while not acting.done() and not _is_waited_for():
+                time.sleep(0.01)
+        return acting.result(60)
+
+
+def _with_connections_closed(act: Callable[[], T]) -> T:
+    try:
+        return act()
+    finally:
+        connections.close_all()
+
+
+def _is_waited_for() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid)))"
+        )
+        return bool(cursor.fetchone()[0])

@@ -56,6 +56,12 @@ class KeyUnavailable(Unavailable):
 # ── In use ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def lock_user(user_id: UUID) -> None:
+    """Lock an account until the transaction ends. Raises NoSuchUser."""
+    if not User.objects.select_for_update(no_key=True).filter(pk=user_id).values_list("pk"):
+        raise NoSuchUser("this account no longer exists")
+
+
 def cipher_for(user_id: UUID) -> crypto.UserCipher:
     """Return the cipher of the user's data key, created on first use. It may query. Raises NoSuchUser,
     KeyUnavailable."""

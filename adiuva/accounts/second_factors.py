@@ -1,7 +1,8 @@
 """Second factors: an authenticator app, passkeys, and recovery codes for when both are lost.
 
 An account with a confirmed app or a passkey has a second factor, and the password alone opens no session. A conditional
-UPDATE uses up each code and each challenge, so that of several uses at once, one wins.
+UPDATE uses up each code and each challenge, so that of several uses at once, one wins. A change of factors locks the
+account first, since recovery codes come with the first factor and go with the last.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from adiuva.accounts import mails, passkeys
-from adiuva.accounts.keys import cipher_for
+from adiuva.accounts.keys import cipher_for, lock_user
 from adiuva.accounts.models import Mail, Passkey, RecoveryCode, Totp, User
 from adiuva.accounts.passkeys import Assertion
 from adiuva.core.errors import Conflict, Forbidden, Invalid, NotAuthenticated, NotFound
@@ -151,7 +152,7 @@ def _use_recovery_code(user: User, code: str) -> bool:
 @transaction.atomic
 def start_totp(*, user: User) -> tuple[str, str]:
     """Return (secret, otpauth:// address) of an app that does not count before `confirm_totp`. Raises TotpExists."""
-    User.objects.select_for_update(no_key=True).get(pk=user.pk)
+    lock_user(user.pk)
     if Totp.objects.filter(user=user, confirmed_at__isnull=False).exists():
         raise TotpExists
     secret = pyotp.random_base32()
@@ -175,7 +176,8 @@ def pending_totp(user: User) -> str | None:
 @transaction.atomic
 def confirm_totp(*, user: User, code: str) -> list[str]:
     """Let the app count from now on. Returns new recovery codes if the account had none. Raises Invalid."""
-    row = Totp.objects.select_for_update().filter(user=user, confirmed_at__isnull=True).first()
+    lock_user(user.pk)
+    row = Totp.objects.filter(user=user, confirmed_at__isnull=True).first()
     if row is None or not _use_step(row, code):
         raise Invalid("the code is wrong", fields={"code": ["This is not the code that the app shows."]})
     Totp.objects.filter(pk=row.pk).update(confirmed_at=timezone.now())
@@ -185,6 +187,7 @@ def confirm_totp(*, user: User, code: str) -> list[str]:
 @transaction.atomic
 def remove_totp(*, user: User) -> None:
     """Remove the app. Raises NotFound."""
+    lock_user(user.pk)
     if not Totp.objects.filter(user=user, confirmed_at__isnull=False).delete()[0]:
         raise NotFound("this account has no authenticator app")
     _removed(user)
@@ -196,6 +199,7 @@ def remove_totp(*, user: User) -> None:
 @transaction.atomic
 def add_passkey(*, user: User, attestation: Assertion, name: str) -> tuple[Passkey, list[str]]:
     """Store the passkey. Returns it, and new recovery codes if the account had none. Raises Invalid."""
+    lock_user(user.pk)
     passkey = passkeys.register(attestation, user=user, name=name)
     return passkey, _added(user)
 
@@ -203,6 +207,7 @@ def add_passkey(*, user: User, attestation: Assertion, name: str) -> tuple[Passk
 @transaction.atomic
 def remove_passkey(*, user: User, passkey_id: UUID) -> None:
     """Remove a passkey. Raises NotFound."""
+    lock_user(user.pk)
     if not Passkey.objects.filter(user=user, pk=passkey_id).delete()[0]:
         raise NotFound("there is no such passkey")
     _removed(user)
@@ -211,6 +216,7 @@ def remove_passkey(*, user: User, passkey_id: UUID) -> None:
 @transaction.atomic
 def new_recovery_codes(*, user: User) -> list[str]:
     """Make ten codes that replace all earlier ones. They are shown once. Raises Conflict."""
+    lock_user(user.pk)
     if not methods_of(user):
         raise Conflict("recovery codes are for accounts with an authenticator app or a passkey")
     mails.order(Mail.Kind.FACTOR_ADDED, user=user)
@@ -220,6 +226,7 @@ def new_recovery_codes(*, user: User) -> list[str]:
 @transaction.atomic
 def remove_all(*, user: User) -> None:
     """Remove all second factors; from then on the password is enough."""
+    lock_user(user.pk)
     had = methods_of(user)
     for model in (Totp, Passkey, RecoveryCode):
         model.objects.filter(user=user).delete()

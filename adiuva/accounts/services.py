@@ -266,8 +266,7 @@ def save_columns(user: User, *columns: str) -> None:
 
     Raises keys.NoSuchUser if the account was deleted meanwhile: saving it as a whole would insert it again.
     """
-    if not User.objects.select_for_update(no_key=True).filter(pk=user.pk).values_list("pk"):
-        raise keys.NoSuchUser("this account no longer exists")
+    keys.lock_user(user.pk)
     user.save(update_fields=columns)
 
 

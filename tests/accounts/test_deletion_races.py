@@ -21,7 +21,7 @@ from adiuva.export import services as exports
 from adiuva.export.build import build_export
 from adiuva.export.models import Export, ExportChunk
 from tests.agents.factories import create_agent
-from tests.conflicts import wait_until_in_the_way
+from tests.conflicts import overtaken
 from tests.factories import Person, somebody
 
 ROUNDS = 6
@@ -142,18 +142,6 @@ def edit_in_the_admin(person: Person) -> int:
     return browser.post(reverse("admin:accounts_user_change", args=[person.id]), form).status_code
 
 
-def overtaken(act: Callable[[Person], int], person: Person, change: Callable[[User], Any]) -> int:
-    """The status of a request that has read the account when another transaction changes it."""
-    with ThreadPoolExecutor(1) as threads:
-        with transaction.atomic():
-            change(User.objects.get(pk=person.id))
-            acting = threads.submit(_closing, lambda: act(person))
-            wait_until_in_the_way(acting)
-        found = acting.result(60)
-    assert isinstance(found, int)
-    return found
-
-
 @pytest.mark.parametrize(
     ("act", "status"),
     [(patch_me, 404), (ask_address_change, 404), (change_password, 404), (edit_in_the_admin, 404)],
@@ -163,7 +151,8 @@ def test_a_change_that_waits_for_the_deletion_brings_nothing_back(
 ) -> None:
     settings.MAIL_ENABLED = True
     person = somebody()
-    assert overtaken(act, person, lambda user: services.delete_account(user=user)) == status
+    user = User.objects.get(pk=person.id)
+    assert overtaken(lambda: act(person), lambda: services.delete_account(user=user)) == status
     assert not User.objects.filter(pk=person.id).exists()
 
 
@@ -173,11 +162,12 @@ def test_a_change_of_the_time_zone_undoes_no_other_change(
 ) -> None:
     person = somebody()
 
-    def change(user: User) -> None:
+    def change() -> None:
+        user = User.objects.get(pk=person.id)
         services.set_password(user=user, password="another quiet afternoon")
         User.objects.filter(pk=user.pk).update(tier="pro", email=f"new-{user.email}", locale="it")
 
-    assert overtaken(act, person, change) == status
+    assert overtaken(lambda: act(person), change) == status
     user = User.objects.get(pk=person.id)
     assert (user.timezone, user.tier, user.email, user.locale) == (
         "Asia/Tokyo", "pro", f"new-{person.email}", "it"

@@ -21,6 +21,7 @@ from tests.accounts.authenticator import Authenticator
 from tests.accounts.mailbox import mail_to, mails_to
 from tests.accounts.test_account import client_of
 from tests.accounts.test_mail_link_actions import reset_token
+from tests.conflicts import overtaken
 from tests.factories import Person, confirmed, somebody
 
 AUTH = "/api/v1/auth"
@@ -185,6 +186,34 @@ def test_new_recovery_codes_replace_the_old(rest: APIClient, me: APIClient, pers
         second_step(rest, ticket_of(rest, person), recovery_code=new[0].replace("-", " ")).status_code == 200
     )
     assert second_step(rest, ticket_of(rest, person), recovery_code=new[0]).status_code == 401
+
+
+def with_two_factors() -> User:
+    person = confirmed()
+    me = client_of(person)
+    add_app(me, person)
+    add_passkey(me, person, Authenticator())
+    return User.objects.get(pk=person.id)
+
+
+def test_of_recovery_codes_that_are_made_twice_at_once_the_last_ten_count(committed_db: str) -> None:
+    user = with_two_factors()
+    codes = overtaken(
+        lambda: second_factors.new_recovery_codes(user=user),
+        lambda: second_factors.new_recovery_codes(user=user),
+    )
+    left = RecoveryCode.objects.filter(user=user)
+    assert {bytes(code.code_hash) for code in left} == {second_factors._hash(code) for code in codes}
+
+
+def test_recovery_codes_go_with_the_last_factors_if_both_are_removed_at_once(committed_db: str) -> None:
+    user = with_two_factors()
+    passkey = Passkey.objects.get(user=user)
+    overtaken(
+        lambda: second_factors.remove_passkey(user=user, passkey_id=passkey.pk),
+        lambda: second_factors.remove_totp(user=user),
+    )
+    assert not RecoveryCode.objects.filter(user=user).exists()
 
 
 def test_a_dump_holds_no_secret_and_no_code(me: APIClient, person: Person) -> None:
