@@ -50,6 +50,8 @@ _VERBS: Final = {
     "update": gettext_noop("Update"),
     "delete": gettext_noop("Delete"),
 }
+# It takes back more than the memory that it names says, so it is asked about by itself and in other words.
+_TAKE_BACK: Final = "take_back"
 _TEXT_COLUMNS: Final = {"content": "content", "description": "description", "summary": "aiSummary"}
 _ASK_USER: Final = (
     "not done: it needs the user's plain yes ({what}). The user is asked at the end of your answer: do not ask as "
@@ -115,7 +117,7 @@ class Approvals:
         if not checked:
             return {}
         refused: dict[str, str] = {}
-        groups: dict[tuple[str, str], list[CallToApprove]] = defaultdict(list)
+        groups: dict[tuple[str, str, bool], list[CallToApprove]] = defaultdict(list)
         for call, row in zip(checked, await self._rows(checked), strict=True):
             if isinstance(row, ToolException):
                 refused[call.id] = str(row).removeprefix("Failed: ").rstrip(".")
@@ -130,8 +132,9 @@ class Approvals:
             if is_unbidden and (call.action, call.table) in self._said_no:
                 refused[call.id] = _REFUSED
                 continue
-            groups[call.action, call.table].append(CallToApprove(call, _title(call, row)))
-        for (action, table), group in groups.items():
+            kind = call.action, call.table, call.tool.name == _TAKE_BACK
+            groups[kind].append(CallToApprove(call, _title(call, row)))
+        for (action, table, _), group in groups.items():
             for start in range(0, len(group), _MAX_ROWS):
                 some = group[start : start + _MAX_ROWS]
                 if self.ask is None:
@@ -305,6 +308,12 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 def _summary(action: str, table: str, questions: Sequence[CallToApprove]) -> str:
     """Return what the calls would do: every row's title, and the new values of updates."""
     count = len(questions)
+    if questions[0].call.tool.name == _TAKE_BACK:
+        return ngettext(
+            "Take back all that the message which last changed the memory {titles} did to your memory",
+            "Take back all that the messages which last changed the memories {titles} did to your memory",
+            count,
+        ).format(titles=", ".join(f"“{question.title}”" for question in questions))
     noun = ngettext(*_NOUNS[table], count)
     verb = gettext("Forget") if table == MEMORY else gettext(_VERBS[action])
     changes = [_changes(question.call) if action != "delete" else "" for question in questions]

@@ -43,6 +43,12 @@ def latest_turn(user_id: uuid.UUID, entry_id: uuid.UUID) -> SourceRef | None:
     return None if latest is None else SourceRef.of(latest)
 
 
+def is_of_run(user_id: uuid.UUID, entry_id: uuid.UUID) -> bool:
+    """Return whether an entry tells of a run of an agent."""
+    sources = EntrySource.objects.filter(entry__user_id=user_id, entry_id=entry_id)
+    return sources.filter(kind=SourceKind.RUN).exists()
+
+
 @transaction.atomic
 def take_back(
     *, user_id: uuid.UUID, kind: SourceKind, source_id: uuid.UUID | None, seq: int | None = None

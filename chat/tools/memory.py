@@ -138,9 +138,9 @@ async def take_back(config: RunnableConfig, memory: _Label) -> str:
     found = _require_entry(context, memory)
     source = await db.run(taking_back.latest_turn, context.user_id, found.id)
     if source is None:
-        raise ToolException(
-            "Failed: this was written by the user's own hand; forget it or correct it instead."
-        )
+        of_run = await db.run(taking_back.is_of_run, context.user_id, found.id)
+        by = "after a run of an agent" if of_run else "by the user's own hand"
+        raise ToolException(f"Failed: this was written {by}; forget it or correct it instead.")
     done = await _run_service(
         taking_back.take_back, user_id=context.user_id, kind=source.kind, source_id=source.id, seq=source.seq
     )

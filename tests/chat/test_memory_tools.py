@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from chat import conversations
 from chat.deferred_calls import OTHER_YES_WORDS
 from chat.models import Conversation
 from memory import entries, entry_content, preferences
-from memory.entries import BY_HAND
+from memory.entries import BY_HAND, SourceRef
 from memory.models import Entry, Memory, Receipt, SourceKind, Tier
 from tests.chat.chat_client import (
     ChatClient,
@@ -305,6 +306,85 @@ async def test_in_words_a_yes_forgets_the_entry_that_was_asked_about_whatever_it
     assert prompt_messages(provider.last) == ["Forgotten: Bob pays late"]
     assert str(bob.pk) not in str(provider.chats[2].body)
     assert set(await kept(person)) == {"Anna moves to Turin", "tea"}
+
+
+# ── Taking back ─────────────────────────────────────────────────────────────────────────────────────────
+
+TAKE_BACK_RATE = "Take back all that the message which last changed the memory “rate: 90” did to your memory"
+
+
+async def misunderstand(client: ChatClient, person: Person, provider: Provider) -> None:
+    """A message that replaces a rate and adds something else."""
+    await put(person, Tier.CORE, "70", key="rate")
+    calls = [
+        Call("remember", {"content": "90", "key": "rate"}),
+        Call("remember", {"content": "Bob pays late"}),
+    ]
+    await say(client, provider, "My rate is 90 now. Bob pays late.", Say(calls=calls), "Noted.")
+    assert set(await kept(person)) == {"90", "Bob pays late"}
+
+
+async def test_taking_back_asks_about_all_that_the_message_did_and_not_together_with_forgetting(
+    chat_web: str, person: Person, provider: Provider
+) -> None:
+    async with connect(chat_web, person, capabilities=CAN_ASK) as client:
+        await misunderstand(client, person, provider)
+        tea = await put(person, Tier.CORE, "tea", key="drink")
+        calls = [Call("take_back", {"memory": "m1"}), Call("forget", {"memory": "m2"})]
+        provider.script(Say(calls=calls), "Done.")
+        key = await client.ask("I said nothing of the kind, and what of the rate?")
+        for place, asked in enumerate([TAKE_BACK_RATE, "Forget the memory “drink: tea”"]):
+            question = await client.asked_for(key, place)
+            assert (question["action"], question["table"]) == ("delete", "memory")
+            assert question["summary"] == asked
+            await client.decide(question["id"], place == 0)
+        await client.ended(key)
+    taken_back, left = prompt_messages(provider.last)
+    assert taken_back == "Taken back: 1 deleted, 1 as they were before."
+    assert "the user said no" in left
+    assert await kept(person) == {"70": (await kept(person))["70"], "tea": tea}
+
+
+async def test_in_words_a_yes_takes_back_what_was_asked_about(
+    chat_web: str, person: Person, provider: Provider
+) -> None:
+    async with connect(chat_web, person) as client:
+        await misunderstand(client, person, provider)
+        provider.script(Call("take_back", {"memory": "m1"}), "It waits for your yes.")
+        stream = await client.say("my rate never changed")
+        assert f"**{TAKE_BACK_RATE}?** Answer yes" in stream.text
+        place = conversation_of(stream)
+        [done] = await say(
+            client, provider, "yes", Call("take_back", {"memory": "m1"}), "Done.", conversation_id=place
+        )
+    assert done == "Taken back: 1 deleted, 1 as they were before."
+    assert set(await kept(person)) == {"70"}
+
+
+@pytest.mark.parametrize(
+    ("source", "by"),
+    [
+        (BY_HAND, "by the user's own hand"),
+        (SourceRef(SourceKind.RUN, uuid.uuid4()), "after a run of an agent"),
+    ],
+)
+async def test_what_no_message_wrote_cannot_be_taken_back(
+    chat_web: str, person: Person, provider: Provider, source: SourceRef, by: str
+) -> None:
+    await db.run(
+        entries.remember,
+        user_id=person.id,
+        tier=Tier.EPISODIC,
+        content="The agent found 3 tasks.",
+        source=source,
+    )
+    async with connect(chat_web, person, capabilities=CAN_ASK) as client:
+        provider.script(Call("take_back", {"memory": "m1"}), "I cannot.")
+        key = await client.ask("the agent found no tasks")
+        await client.decide((await client.asked_for(key))["id"], True)
+        await client.ended(key)
+    [answer] = prompt_messages(provider.last)
+    assert answer == f"Failed: this was written {by}; forget it or correct it instead."
 
 
 # ── Off ─────────────────────────────────────────────────────────────────────────────────────────────────
