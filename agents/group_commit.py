@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adiuva.core import db
 from adiuva.devices.outbox import PendingRecord
@@ -86,8 +86,12 @@ class GroupCommit:
         # The cost of requests is written with their results, so a device's answers alone take a shorter statement.
         is_answers = all(isinstance(result, DeviceAnswered) for result in results)
         uses = [] if is_answers else self._meter.take()
+        commit = asyncio.ensure_future(
+            db.run(result_commits.commit_results, self._claimed, results, uses, self._meter)
+        )
+        cancelled = await _ended(commit)
         try:
-            new = await db.run(result_commits.commit_results, self._claimed, results, uses, self._meter)
+            new = commit.result()
         except BaseException as error:
             if not isinstance(error, AgentGone):  # AgentGone: commit_results has written them
                 self._meter.give_back(uses)
@@ -99,6 +103,20 @@ class GroupCommit:
                 place.new = [next(each) for _ in place.results]
         for place in places:
             place.wake()
+        if cancelled is not None:
+            raise cancelled
+
+
+async def _ended(commit: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Wait for the end of a commit, whose transaction goes on even if this task is cancelled. Returns the cancellation:
+    the caller raises it once it has noted what became of the commit."""
+    cancelled = None
+    while not commit.done():
+        try:
+            await asyncio.wait([commit])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
 
 
 class FoundRecords(NamedTuple):

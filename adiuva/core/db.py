@@ -50,7 +50,8 @@ def _call(function: Callable[[], R]) -> R:
 
 
 async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function that uses the ORM in a thread. Returns after its transaction has ended.
+    """Call a function that uses the ORM in a thread. Returns after its transaction has ended, unless the caller is
+    cancelled: then the thread may go on, and commit.
 
     The function sees the caller's context variables, and gettext speaks the caller's language.
     """

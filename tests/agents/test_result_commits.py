@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
+from adiuva import llm
 from adiuva.core import db
 from adiuva.core.leases import LeaseLost
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceOffline, OutcomeUnknown
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import ToolResultBody
+from adiuva.llm.prices import Price, Rates
 from agents import claimed_runs, journal, ledger, result_commits, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.extraction import SourceDocument
@@ -25,6 +28,8 @@ from agents.journal import EventKind, JournalEntry
 from agents.models import Agent, Run, RunEvent, Source, SourceInFlight
 from agents.record_validation import Record
 from agents.result_commits import DeviceAnswered, Extracted, ExtractionFailed, Result
+from billing import usage
+from billing.models import Purpose, Use
 from tests.agents.factories import (
     accepted_by_device,
     claim_run,
@@ -36,6 +41,7 @@ from tests.agents.factories import (
 )
 
 State = OutboxRecord.State
+PRICE = Price(Rates(10**6, 10**6, 10**6, 10**6))  # a micro-unit a token
 
 
 def claim_new_run(**fields: Any) -> ClaimedRun:
@@ -201,14 +207,11 @@ def test_for_a_deleted_agent_only_the_devices_answers_are_committed(claimed: Cla
     assert run_of(claimed).items_created == 1
 
 
-async def test_results_that_arrive_during_a_transaction_are_in_the_next_one(committed_db: str) -> None:
-    claimed = await db.run(claim_new_run)
-    group = GroupCommit(claimed)
-    held, go_on = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
+async def hold_run(claimed: ClaimedRun, go_on: asyncio.Event) -> asyncio.Task[None]:
+    """Lock the run's row until told to go on, so that a commit waits. The task ends with the lock."""
+    held, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def hold() -> None:
-        """Keeps the run's row, so that the first transaction waits."""
         with transaction.atomic():
             claimed_runs.held(claimed)
             loop.call_soon_threadsafe(held.set)
@@ -217,6 +220,14 @@ async def test_results_that_arrive_during_a_transaction_are_in_the_next_one(comm
 
     holding = asyncio.create_task(asyncio.to_thread(hold))
     await held.wait()
+    return holding
+
+
+async def test_results_that_arrive_during_a_transaction_are_in_the_next_one(committed_db: str) -> None:
+    claimed = await db.run(claim_new_run)
+    group = GroupCommit(claimed)
+    go_on = asyncio.Event()
+    holding = await hold_run(claimed, go_on)
     lanes = [asyncio.create_task(group.commit(gave(claimed, f"file {n}", f"task {n}"))) for n in range(20)]
     await asyncio.sleep(0)  # all of them have brought theirs
     go_on.set()
@@ -232,6 +243,33 @@ async def test_results_that_arrive_during_a_transaction_are_in_the_next_one(comm
         )
     )
     assert (len(done), len(set(done))) == (20, 2)
+
+
+async def test_use_is_charged_once_though_the_lane_is_cancelled_during_the_commit(committed_db: str) -> None:
+    claimed = await db.run(claim_new_run)
+    also = partial(claimed_runs.add_used, claimed.run_id)
+    go_on = asyncio.Event()
+    async with usage.metered(claimed.user_id, Purpose.AGENTS, claimed.agent_id, also) as meter:
+        meter.add("m", llm.Usage(10, 5), PRICE, is_estimated=False, most_micro=None)
+        cost = meter.uses()[0].cost_micro
+        group = GroupCommit(claimed, meter)
+        holding = await hold_run(claimed, go_on)
+        lane, other = (
+            asyncio.create_task(group.commit(gave(claimed, name, "task"))) for name in ("one", "two")
+        )
+        async with asyncio.timeout(30):
+            while meter.uses():  # until the lane is in its commit
+                await asyncio.sleep(0)
+        lane.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.wait([lane])
+        assert lane.cancelled() and len(await other) == 1
+        await holding
+    run = await db.run(run_of, claimed)
+    used = await db.run(Use.objects.get, user_id=claimed.user_id)
+    assert cost and (run.cost_micro, used.cost_micro, used.calls) == (cost, cost, 1)
+    assert run.files_done == 2
 
 
 async def test_a_failed_group_fails_its_own_results_only(committed_db: str) -> None:
