@@ -28,8 +28,10 @@ from integrations.models import Provider
 _PAGE_SIZE: Final = 500
 # Labels that are not read unless named. Drafts get a new id with each change; chats belong to another product.
 _UNWANTED: Final = frozenset({"DRAFT", "SPAM", "TRASH", "CHAT"})
-# A mail that loses one of these labels was restored, and counts as new.
+# A mail that loses one of these labels was restored, and counts as new. Gmail lists it only if asked to.
 _TRASH_LABELS: Final = frozenset({"SPAM", "TRASH"})
+# The names in a search of those that Gmail lists without being asked.
+_LISTED_LABELS: Final = {"DRAFT": "drafts", "CHAT": "chats"}
 _FIELDS: Final = "id,labelIds,internalDate,payload"
 # The largest attachment that is read, and the most attachments of a message that are fetched.
 _MAX_ATTACHED_BYTES: Final = 1024 * 1024
@@ -155,10 +157,10 @@ class GmailSync(MailboxSync):
         )
         if position is None:
             raise InvalidResponse("Gmail does not say where its history stands")
-        query = _query(start, filters)
+        query = self._query(start, filters)
         # A request with several labels lists messages that have all of them; we want any, so one list per label.
         for label in self._labels or [""]:
-            only = {"labelIds": [label]} if label else {}
+            only = {"labelIds": [label], "includeSpamTrash": label in _TRASH_LABELS} if label else {}
             for _ in range(2):
                 pages = 0
                 async for answer in self._paged(client, self._api.messages, q=query, **only):
@@ -225,15 +227,15 @@ class GmailSync(MailboxSync):
             return False
         return not self._labels or bool(has & set(self._labels))
 
-
-def _query(start: dt.datetime, filters: Filters) -> str:
-    """Return a Gmail search. It contains only numbers and plain addresses."""
-    terms = [f"after:{int(start.timestamp()) - 1}", "-in:drafts", "-in:chats"]
-    if filters.end:
-        terms.append(f"before:{int(filters.end.timestamp()) + 1}")
-    if addresses := filters.addresses():
-        terms.append("{" + " ".join(f"from:{address}" for address in addresses) + "}")
-    return " ".join(terms)
+    def _query(self, start: dt.datetime, filters: Filters) -> str:
+        """Return a Gmail search. It contains only numbers and plain addresses."""
+        terms = [f"after:{int(start.timestamp()) - 1}"]
+        terms += [f"-in:{name}" for label, name in _LISTED_LABELS.items() if label not in self._labels]
+        if filters.end:
+            terms.append(f"before:{int(filters.end.timestamp()) + 1}")
+        if addresses := filters.addresses():
+            terms.append("{" + " ".join(f"from:{address}" for address in addresses) + "}")
+        return " ".join(terms)
 
 
 def _refs(messages: Iterable[dict[str, Any]]) -> list[MessageRef]:

@@ -104,13 +104,16 @@ class Google(Server):
         after = re.search(r"after:(\d+)", query)
         before = re.search(r"before:(\d+)", query)
         senders = re.findall(r"from:(\S+?)[ }]", query)
+        left_out = {name.upper() for name in re.findall(r"-in:(\w+)s\b", query)}
+        if http.query.get("includeSpamTrash") != "true":
+            left_out |= {"SPAM", "TRASH"}
         found = [
             message
             for message in reversed(box.messages.values())
             if (not after or message.milliseconds > int(after[1]) * 1000)
             and (not before or message.milliseconds < int(before[1]) * 1000)
             and set(labels) <= set(message.labels)
-            and not {"SPAM", "TRASH"} & set(message.labels)
+            and not left_out & set(message.labels)
             and (not senders or any(sender.encode() in message.raw for sender in senders))
         ]
         rows = [{"id": message.id, "threadId": message.id} for message in found]

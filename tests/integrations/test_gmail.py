@@ -176,6 +176,20 @@ async def test_labels_senders_and_days_are_asked_for_and_checked(
     assert len(box.queries) > before
 
 
+@pytest.mark.parametrize("label", ["DRAFT", "CHAT", "SPAM", "TRASH"])
+async def test_what_is_read_only_if_it_is_named_is_read_from_the_beginning(
+    google: Google, label: str
+) -> None:
+    box, run = google.mailbox(f"named {label}"), Run()
+    box.labels[label] = label.lower()
+    box.add(mail("before"), label)
+    box.add(mail("another"), "INBOX")
+    assert titles(await run.read(gmail(box), labels=[label.lower()])) == ["before"]
+    box.add(mail("later"), label)
+    assert titles(await run.read(gmail(box), labels=[label.lower()])) == ["later"]
+    assert titles(await Run().read(gmail(box))) == ["another"]
+
+
 @pytest.mark.parametrize(
     "sender", ["x} OR in:trash", 'a" OR from:b', "b@example.com in:trash", "b@example.com}{"]
 )
