@@ -277,7 +277,10 @@ class RunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gene
             return []
         if data["state"] in Run.LIVE:
             return [PageAction("cancel", gettext("Cancel"), reverse("run-cancel", kwargs={"pk": data["id"]}))]
-        if data["items_created"] and not data["undone_at"] and not data["dry_run"]:
+        if data["undone_at"] or data["dry_run"]:
+            return []
+        has_changed = Run.objects.of(user_id(self.request)).filter(pk=data["id"], changes__isnull=False)
+        if data["items_created"] or data["records_waiting"] or has_changed.exists():
             return [undo_action(reverse("run-undo", kwargs={"pk": data["id"]}))]
         return []
 

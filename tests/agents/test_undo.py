@@ -32,6 +32,11 @@ async def take_back(desk: DeviceOwner, run: str, status: int = 200) -> dict[str,
     return dict(answer.json())
 
 
+async def offers_undo(desk: DeviceOwner, run: str) -> bool:
+    page = await desk.rest.get(f"/agents/runs/{run}", headers={"Accept": "text/html"})
+    return f'/agents/runs/{run}/undo" data-action="undo"' in page.text
+
+
 def by_hand(desk: DeviceOwner, action: str, table: str, **fields: Any) -> dict[str, Any]:
     """What the user does on the device."""
     call = {"id": uuid.uuid4().hex, "action": action, "table": table, **fields}
@@ -71,6 +76,7 @@ async def test_an_undo_deletes_what_the_run_created_and_nothing_else(
         seen = await desk.see(run)
         assert seen["undone_at"] == undone["undone_at"] is not None
         assert (seen["journal"][-1]["code"], seen["journal"][-1]["count"]) == ("undone", 2)
+        assert not await offers_undo(desk, run)
         assert await take_back(desk, run) == undone  # and again, the same
         assert (await desk.see(run))["journal"] == seen["journal"]
         again = await desk.run(agent)
@@ -154,6 +160,7 @@ async def test_an_undo_leaves_a_followed_row_that_the_user_has_edited_since(
         await desk.run(agent)
         desk.write("plan.md", replace(call, date="2026-12-10").line)
         run = (await desk.run(agent))["id"]
+        assert await offers_undo(desk, run)  # it has created nothing
         (row,) = desk.rows("tasks")
         by_hand(desk, "update", "tasks", data={"id": row["id"], "updates": {"priority": "high"}})
         edited = desk.rows("tasks")
@@ -295,7 +302,7 @@ async def test_waiting_records_are_withheld_and_unconfirmed_ones_deleted(
         run, (heard, *_) = await db.run(create_cancelled_run, agent, "arrived", "in line")
         call = {"id": str(heard), "action": "insert", "table": "tasks"}
         desk.device.store.apply([{**call, "data": {"title": "arrived", "isAiSuggested": 1, "isApproved": 0}}])
-        assert (await desk.see(run))["records_waiting"] == 2
+        assert (await desk.see(run))["records_waiting"] == 2 and await offers_undo(desk, run)
         undone = await take_back(desk, run)
         assert (undone["deleted"], undone["kept"]) == (2, [])
         assert desk.rows("tasks") == []
