@@ -57,10 +57,12 @@ def read_subtitles(raw: bytes, kind: str) -> Document:
         cue = [line.strip() for line in block.strip("\n").split("\n")]
         if not cue or not cue[0] or _BLOCKS_BESIDE.match(cue[0]):
             continue
-        if cue[0].startswith("WEBVTT"):
-            head = cue.pop(0).removeprefix("WEBVTT").strip(" -")
-            lines += [head] if head else []
         timed = next((number for number, line in enumerate(cue) if _CUE_TIME.fullmatch(line)), -1)
+        if cue[0].startswith("WEBVTT"):
+            head = cue[0].removeprefix("WEBVTT").strip(" -")
+            lines += [head] if head else []
+            if timed < 0:
+                continue  # the rest of the file's header, such as "Kind: captions"
         said = " ".join(_CUE_TAG.sub("", _VOICE.sub(r"\1: ", line)) for line in cue[timed + 1 :]).strip()
         if said and (not lines or lines[-1] != said):
             lines.append(said)

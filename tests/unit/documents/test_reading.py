@@ -260,6 +260,10 @@ def test_transcripts_keep_speakers_and_lose_times() -> None:
         read_document("a.vtt", f"WEBVTT\n\nNOTE x\n\n{cues}".encode()).text
         == "Mara: Send the sketch\nBy Monday\n"
     )
+    head = "WEBVTT - Review\nKind: captions\nLanguage: en"
+    shown = "Review\nMara: Send the sketch\nBy Monday\n"
+    assert read_document("a.vtt", f"{head}\n\n{cues}".encode()).text == shown
+    assert read_document("a.vtt", f"{head}\n{cues}".encode()).text == shown
     srt = b"1\r\n00:00:01,000 --> 00:00:04,000\r\nMara: Send it\r\n\r\n2\r\n00:00:04,000 --> 00:00:05,000\r\n2026\r\n"
     assert read_document("a.srt", srt).text == "Mara: Send it\n2026\n"
 
