@@ -185,8 +185,13 @@ class _LoopLayer:
         name = channel.partition("!")[2]
         if name not in self._callbacks:
             raise RuntimeError("only channels of this process can be added to a group")
-        await self._connection.subscribe(_group_name(group))
+        # Before Redis answers, so that another member who leaves meanwhile does not take the subscription along.
         self._groups.setdefault(_group_name(group), set()).add(name)
+        try:
+            await self._connection.subscribe(_group_name(group))
+        except BaseException:
+            self.group_discard(group, channel)
+            raise
 
     def group_discard(self, group: str, channel: str) -> None:
         members = self._groups.get(_group_name(group), set())

@@ -219,6 +219,19 @@ async def test_groups_follow_the_channels_specification_and_are_sealed(
     assert [layer.end_channel(channel) for channel in channels] == [[], [], []]
 
 
+async def test_who_joins_a_group_while_its_last_member_leaves_hears_it(
+    layer: SealedPubSubLayer, other: SealedPubSubLayer
+) -> None:
+    leaving, joining = [await layer.new_channel() for _ in range(2)]
+    await layer.group_add("people", leaving)
+    joined = asyncio.create_task(layer.group_add("people", joining))
+    await asyncio.sleep(0)  # it has asked Redis, and waits for the answer
+    await layer.group_discard("people", leaving)
+    await joined
+    await other.group_send("people", {"type": "hello"})
+    assert await asyncio.wait_for(layer.receive(joining), PATIENCE_S) == {"type": "hello"}
+
+
 async def test_messages_keep_their_order(layer: SealedPubSubLayer) -> None:
     channel = await layer.new_channel()
     heard = await asyncio.gather(*(layer.send(channel, {"n": n}) for n in range(2_000)))
