@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from adiuva.accounts import services as accounts
+from adiuva.core.errors import NotFound
 from adiuva.core.paging import TOTAL_COUNT
 from adiuva.core.rest import Done, error_responses, user_id
 from adiuva.devices import presence
@@ -54,12 +55,13 @@ class DeviceViewSet(
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         device: Device = self.get_object()
+        if device.session_id is not None:
+            with contextlib.suppress(NotFound):  # it was signed out before, or its session expired
+                accounts.end_session(user=device.user, session_id=device.session_id)
         try:
             channel = presence.forget_device(device)
         except Device.DoesNotExist:
             raise Http404 from None  # another request was first
-        if device.session_id is not None:
-            accounts.end_session(user=device.user, session_id=device.session_id)
         if channel:
             # The socket would close by itself within seconds, because the session is over; this is only sooner.
             with contextlib.suppress(ConnectionError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -141,6 +143,20 @@ async def test_a_forgotten_device_is_gone_and_its_socket_closed(web_on: str, per
         assert (await rest(person, web_on, "DELETE", f"/devices/{device['id']}")).json() == {"ok": True}
         assert await socket.code() == 4401
     assert not await db.run(Device.objects.filter(user_id=person.id).exists)
+
+
+async def test_a_device_that_was_signed_out_before_is_forgotten(web: str, person: Person) -> None:
+    async with Socket(web, person.access_token) as socket:
+        await socket.hello(device_id="sold")
+        assert (await rest(person, web, "POST", "/auth/logout")).status_code == 200
+        assert await socket.code() == 4401
+    login = {"email": person.email, "password": person.password}
+    signed_in = await db.run(partial(services.login, **login))
+    here = replace(person, access_token=signed_in.access_token)
+    (device,) = (await rest(here, web, "GET", "/devices")).json()
+    answer = await rest(here, web, "DELETE", f"/devices/{device['id']}")
+    assert (answer.status_code, answer.json()) == (200, {"ok": True})
+    assert (await rest(here, web, "DELETE", f"/devices/{device['id']}")).status_code == 404
 
 
 async def test_another_users_device_is_not_found(web: str, person: Person) -> None:
