@@ -75,6 +75,8 @@ class ConnectionRegistry:
         self._connections: set[Connection] = set()
         # The device's key as a number → its newest connection, once it has said hello. A UUID hashes itself in Python.
         self._by_device: dict[int, Connection] = {}
+        # Device and epoch of connections that have ended, until the database knows.
+        self._unrecorded_ends: set[tuple[uuid.UUID, int]] = set()
         self._task: asyncio.Task[None] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         # The time of the last check of sessions, by PostgreSQL's clock, and whose turn it is.
@@ -103,6 +105,13 @@ class ConnectionRegistry:
         if not self._connections and self._task is not None:
             self._task.cancel()
             self._task = None
+
+    async def record_end(self, pk: uuid.UUID, epoch: int) -> None:
+        """Record in the database that a connection has ended. If that fails, each renewal of the lease tries again, as
+        the device would stay online otherwise. Raises what the database does."""
+        self._unrecorded_ends.add((pk, epoch))
+        await db.run(presence.close_connection, pk=pk, epoch=epoch)
+        self._unrecorded_ends.discard((pk, epoch))
 
     def find(self, pk: uuid.UUID, epoch: int) -> Connection | None:
         """Return a device's connection of this epoch, if it is in this process."""
@@ -185,12 +194,13 @@ class ConnectionRegistry:
                 connection.tier = tier
 
     async def _renew_lease(self) -> None:
-        if not (connections := dict(self._by_device)):
-            return
-        mine = [(uuid.UUID(int=key), connection.epoch) for key, connection in connections.items()]
-        for pk in await db.run(presence.renew, self.process, mine):
-            connections[pk.int].end(Close.SUPERSEDED)
-        await db.run(_forget_lost)
+        if connections := dict(self._by_device):
+            mine = [(uuid.UUID(int=key), connection.epoch) for key, connection in connections.items()]
+            for pk in await db.run(presence.renew, self.process, mine):
+                connections[pk.int].end(Close.SUPERSEDED)
+            await db.run(_forget_lost)
+        for pk, epoch in list(self._unrecorded_ends):
+            await self.record_end(pk, epoch)
 
 
 def _forget_lost() -> None:

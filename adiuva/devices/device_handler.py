@@ -433,7 +433,7 @@ class DeviceHandler:
         for reply in replies:
             reply.gone(self.epoch)
         if self.pk is not None:
-            await db.run(presence.close_connection, pk=self.pk, epoch=self.epoch)
+            await self._registry.record_end(self.pk, self.epoch)
             log.info("device.disconnected", user_id=str(self.user_id), device=str(self.pk), epoch=self.epoch)
 
 

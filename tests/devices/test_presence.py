@@ -10,16 +10,18 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from adiuva.devices import presence
+from adiuva.core import db
+from adiuva.devices import connections, presence
 from adiuva.devices.models import LEASE, Device, Process
 from adiuva.devices.presence import OpenedConnection
 from adiuva.devices.protocol import DeviceHello
 from adiuva.devices.serializers import DeviceSerializer
-from tests.factories import somebody
+from tests.devices.link_endpoints import Local
+from tests.factories import Person, somebody
 
 
 @pytest.fixture
@@ -268,3 +270,25 @@ def test_a_device_names_its_zone_and_keeps_it_when_it_names_none_or_an_unknown_o
     for zone in ("Europe/Rome", None, "Europe/Nowhere", "../etc/passwd"):
         arrive(user_id, protocol=2, timezone=zone)
         assert Device.objects.get(user_id=user_id).timezone == "Europe/Rome"
+
+
+def away(*, pk: UUID, epoch: int) -> None:
+    raise OperationalError("the database is away")
+
+
+async def test_a_device_that_left_while_the_database_was_away_is_offline_after_the_next_renewal(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def online() -> set[str]:
+        return set(Device.objects.of(person.id).online().values_list("device_id", flat=True))
+
+    async with Local("http://local", person.access_token) as stays:
+        await stays.hello(device_id="stays")
+        async with Local("http://local", person.access_token) as leaves:
+            await leaves.hello(device_id="leaves")
+            with monkeypatch.context() as patched:
+                patched.setattr(presence, "close_connection", away)
+                await leaves.drop()
+        assert await db.run(online) == {"stays", "leaves"}
+        await connections.current()._renew_lease()
+        assert await db.run(online) == {"stays"}
