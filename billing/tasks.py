@@ -7,6 +7,7 @@ from uuid import UUID
 from celery import shared_task
 
 from adiuva.core import db
+from adiuva.core.logging import log_failure
 from billing import budget_sweep, storage_quota, tiers, usage
 from billing.marketplace import (
     connected_accounts,
@@ -40,7 +41,8 @@ def check_plans() -> None:
 @shared_task(name="billing.sync")
 def sync_payments() -> None:
     """Fetch changes from Stripe, and carry out jobs there."""
-    # If PostgreSQL ends one step for the sake of another transaction, the others still do their work.
+    # If one step fails, or PostgreSQL ends it for the sake of another transaction, the others still do their work.
+    failed: Exception | None = None
     for step in (
         webhooks.process,
         stripe_jobs.sweep,
@@ -49,8 +51,14 @@ def sync_payments() -> None:
         purchase_sync.run,
         connected_accounts.run,
     ):
-        with db.conflicts_put_off("payments.step_put_off", step=step.__module__):
-            step()
+        try:
+            with db.conflicts_put_off("payments.step_put_off", step=step.__module__):
+                step()
+        except Exception as error:
+            log_failure("payments.step_failed", error, step=step.__module__)
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 @shared_task(name="billing.settle_developers")

@@ -237,6 +237,9 @@ def _fail_for_now(lease: Lease[StripeJob], kind: Kind, job: StripeJob, error: St
         except (StripeAway, Refused):
             _look_next(lease, tries, error.reason)
             return
+        except NotPossible:
+            _give_up(lease, kind, job, StripeJob.State.DROPPED, "not_possible")
+            return
         if known is not None:
             _finish(lease, kind, job, known)
             return

@@ -376,6 +376,28 @@ def test_a_job_that_is_dropped_while_stripe_is_searched_is_not_sent(
     assert payer.stripe.count("POST /v1/customers") == 0
 
 
+def test_a_job_whose_account_goes_while_stripe_fails_is_dropped(
+    payer: Payer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert payer.check_out("pro").status_code == 200
+    customer = Customer.objects.get(user_id=payer.person.id)
+    find = stripe_jobs._customer_of
+
+    def and_deleted(job: StripeJob) -> str:
+        found = find(job)
+        Customer.objects.filter(pk=customer.pk).update(user=None)
+        return found
+
+    job = stripe_jobs.want(StripeJob.Kind.CHECKOUT, str(payer.person.id), payer.person.id, price="x")
+    StripeJob.objects.filter(pk=job.pk).update(detail=payer.jobs("checkout")[0].detail)
+    payer.stripe.fault("POST /v1/checkout", Fail(500))
+    monkeypatch.setattr(stripe_jobs, "_customer_of", and_deleted)
+    with pytest.raises(stripe_api.StripeAway):
+        stripe_jobs.carry_out(job.pk)
+    job.refresh_from_db()
+    assert (job.state, job.error, job.lease_until) == ("dropped", "not_possible", None)
+
+
 def test_a_first_payment_that_is_still_open_is_no_plan_and_has_its_page(payer: Payer) -> None:
     from tests.fakes.stripe.subscriptions import subscribe
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.db.models import QuerySet
 from django.utils.timezone import now
 from structlog.testing import capture_logs
@@ -153,6 +153,21 @@ def test_events_stay_new_and_the_rest_of_the_round_is_done(shop: Shop) -> None:
     assert sale.refunded_cents == 400
     mine = Event.objects.filter(pk__in=[each.pk for each in events])
     assert set(mine.values_list("state", flat=True)) == {Event.State.DONE}
+
+
+def test_a_step_that_fails_is_seen_and_the_steps_after_it_are_done(
+    stripe: Stripe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise IntegrityError("x")
+
+    done: list[str] = []
+    monkeypatch.setattr(tasks.purchase_sync, "run", fail)
+    monkeypatch.setattr(tasks.connected_accounts, "run", lambda: done.append("accounts"))
+    with pytest.raises(IntegrityError), capture_logs() as logs:
+        tasks.sync_payments()
+    assert done == ["accounts"]
+    assert [each["frames"] for each in logs if each["event"] == "payments.step_failed"]
 
 
 def test_a_developer_who_is_not_settled_is_settled_in_the_next_round(shop: Shop) -> None:
