@@ -253,13 +253,16 @@ class _PartReading:
         """Read the halves of a text that is too long, or whose answer is: a shorter text may have shorter answers."""
         pieces = cut_into_parts(self._part.text, most_chars=len(self._part.text) // 2 + 1)
         whole = self._answer
+        verdicts, shown = [whole.verdicts], [set(whole.verdicts)]
         for piece in pieces:
             part = Part(self._part.number, self._part.count, 0, piece.text, self._part.context)
             reading = _PartReading(self._extractor, self._name, part, self._known, self._found)
             answer = await reading.read()
             whole.records += answer.records
             whole.rejected += answer.rejected
-            whole.verdicts = _agreed([whole.verdicts, answer.verdicts], [set(whole.verdicts), answer.shown])
+            verdicts.append(answer.verdicts)
+            shown.append(answer.shown)
+        whole.verdicts = _agreed(verdicts, shown)
         return whole
 
     def _note_verdicts(self, values: Sequence[Any], cut: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
+from collections.abc import Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,7 +15,8 @@ from adiuva import llm
 from adiuva.documents import Part, cut_into_parts
 from adiuva.offline_llm.messages import delimited_text
 from agents.extraction import PART_CHARS, Extraction, Extractor, SourceDocument
-from agents.record_validation import RecordRules
+from agents.reconciliation import KnownRecord
+from agents.record_validation import Record, RecordRules
 from tests.agents.device_owner import document_text
 from tests.fakes.provider import Fail, Hold, Provider, Raw, Request, Say
 
@@ -29,13 +32,18 @@ def parts_of(text: str) -> list[Part]:
 
 
 async def extracted(
-    provider: Provider, content: str = "text", *, model: str = "scripted", **rules: Any
+    provider: Provider,
+    content: str = "text",
+    known: Sequence[KnownRecord] = (),
+    *,
+    model: str = "scripted",
+    **rules: Any,
 ) -> Extraction:
     given = {"tables": ("tasks", "taskComments"), "projects": {}, "zone": ZoneInfo("Europe/Rome")} | rules
     extractor = Extractor(llm.chat_model(provider.settings(model)), "Find.", RecordRules(**given))
     found = Extraction()
     try:
-        await extractor.extract(SourceDocument("a.md", "/a.md", content, b"key", b"hash"), found)
+        await extractor.extract(SourceDocument("a.md", "/a.md", content, b"key", b"hash"), found, known)
     finally:
         await llm.aclose()
     return found
@@ -186,6 +194,24 @@ async def test_a_part_of_which_no_record_fits_an_answer_is_read_in_halves(provid
     found = await extracted(provider, "\n".join(lines))
     assert [record.title for record in found.records] == [f"step {number}" for number in range(40)]
     assert found.rejected == []
+
+
+@pytest.mark.parametrize("silent", ["step 0 ", "step 39 ", ""])
+async def test_a_record_is_gone_if_every_half_says_so(provider: Provider, silent: str) -> None:
+    known = [KnownRecord(uuid.uuid4(), Record("tasks", {"title": "call Ada"}))]
+
+    def answer(request: Request) -> Any:
+        text = document_text(request)
+        if "step 0 " in text and "step 39 " in text:
+            return Say('{"records": [{"table": "tas', finish="length")
+        said = [] if silent and silent in text else [{"id": 1, "now": "gone"}]
+        return {"known": said, "records": []}
+
+    provider.default = answer
+    lines = [f"- do step {number} with {'many ' * 20}words" for number in range(40)]
+    found = await extracted(provider, "\n".join(lines), known)
+    assert len(provider.chats) > 2
+    assert [verdict.now for verdict in found.verdicts.values()] == ([] if silent else ["gone"])
 
 
 async def test_answers_that_break_off_again_and_again_end_and_it_is_said(provider: Provider) -> None:
