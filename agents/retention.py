@@ -56,8 +56,10 @@ def delete_expired() -> int:
 
 def _expired(before: Combinable) -> QuerySet[Run]:
     """Return expired runs, oldest first. Records that still wait for delivery, and untold ends, keep their run."""
-    ended = Run.objects.filter(created_at__lt=before, undelivered=False).exclude(state__in=Run.LIVE)
-    return ended.exclude(announcement=Run.Announcement.DUE).order_by("created_at")
+    waiting = OutboxRecord.objects.waiting().filter(source_run=OuterRef("pk"))
+    ended = Run.objects.filter(~Exists(waiting), created_at__lt=before, undelivered=False)
+    ended = ended.exclude(state__in=Run.LIVE).exclude(announcement=Run.Announcement.DUE)
+    return ended.order_by("created_at")
 
 
 def _delete_runs(ids: Collection[UUID]) -> None:

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from adiuva.core import db, leases
 from adiuva.devices.models import OutboxRecord
-from agents import retention
+from agents import retention, run_release
 from agents.models import Agent, FoundRecord, Run, RunEvent
 from chat.tools.agent_texts import never_run_text
 from tests.agents.device_owner import DeviceOwner, connected
@@ -64,6 +64,21 @@ def test_a_run_that_is_not_through_stays(db: None, fields: dict[str, object]) ->
     run = create_ended_run(create_agent(), **fields)
     assert retention.delete_expired() == 0
     assert Run.objects.filter(pk=run.pk).exists()
+
+
+@pytest.mark.parametrize("state", [OutboxRecord.State.WAITING, OutboxRecord.State.SENT])
+def test_a_run_whose_records_wait_stays_until_they_have_arrived_or_expired(db: None, state: str) -> None:
+    agent = create_agent()
+    device = create_device(agent)
+    run = create_run(agent, enqueued_at=timezone.now())
+    (record,) = commit_tasks(claimed := claim_run(run), "Call Ada")
+    run_release.finish(claimed, Run.State.CANCELLED, "cancelled")
+    Run.objects.filter(pk=run.pk).update(created_at=longer_ago_than_kept())
+    OutboxRecord.objects.filter(pk=record).update(state=state, device=device)
+    assert retention.delete_expired() == 0
+    claim_run(create_run(agent, enqueued_at=timezone.now()))  # takes the record over
+    assert OutboxRecord.objects.get(pk=record).source_run != run.pk
+    assert retention.delete_expired() == 1
 
 
 def test_a_run_that_is_being_undone_stays_until_that_is_over(db: None) -> None:
