@@ -31,7 +31,8 @@ class RowChange:
     """Sum of all changes to one row. `action` is what they come to.
 
     `before`: for an updated row, the older values of the changed columns; for a deleted row, all of it; None if they
-    are not known. `hash`: of the row as it was left, in hex. `undone`: whether it was taken back.
+    are not known. `hash`: of the row as it was left, in hex. `undone`: whether it was taken back. `new_id`: the id of a
+    deleted row since it was inserted again.
     """
 
     action: Action
@@ -41,6 +42,7 @@ class RowChange:
     before: Data | None = None
     hash: str = ""
     undone: bool = False
+    new_id: str | None = None
 
     def body(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,7 +72,8 @@ class RowUndo:
         self.restored: list[tuple[RowChange, Data]] = []
         self._link, self._cipher, self._key, self._changes = link, cipher, key, changes
         self._references = RowReferences(link)
-        self._new_ids: dict[str, str] = {}  # rows that were inserted again have new ids
+        # Those of an undo that was interrupted as well: what refers to these rows may come back only now.
+        self._new_ids = {change.id: change.new_id for change in changes if change.new_id is not None}
 
     async def run(self) -> None:
         """Set `undone` of each change that was taken back. Raises like a link's call, with what was done until then."""
@@ -121,7 +124,7 @@ class RowUndo:
         }
         row = await self._send(change, new_call("insert", change.table, data=data, call_id=self._id(change)))
         if row is not None:
-            self._new_ids[change.id] = str(row.get("id"))
+            change.new_id = self._new_ids[change.id] = str(row.get("id"))
 
     async def _update_back(self, change: RowChange) -> None:
         if not change.before:

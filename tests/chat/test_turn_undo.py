@@ -16,7 +16,7 @@ from chat.models import Turn
 from memory import entries, entry_content
 from memory.entries import BY_HAND
 from memory.models import Entry, Exchange, Tier
-from tests.chat.chat_client import DeviceRows, connect, conversation_of, end_frame, wait_for
+from tests.chat.chat_client import ChatClient, DeviceRows, connect, conversation_of, end_frame, wait_for
 from tests.chat.device_sessions import connected_device
 from tests.chat.factories import make_conversation
 from tests.factories import Person, somebody
@@ -127,6 +127,44 @@ async def test_what_was_edited_or_is_used_since_is_left_and_named(
         }
         assert {row["title"] for row in connected.rows("tasks")} == {"Call Cleo!", "Call Bob"}
         assert next(row for row in connected.rows("tasks") if row["id"] == bob)["status"] == "done"
+
+
+async def test_an_interrupted_undo_goes_on_with_the_new_ids_of_rows_that_are_back(
+    chat_web: str, person: Person, provider: Provider
+) -> None:
+    harbour = {"id": "p1", "name": "Harbour"}
+    rows = DeviceRows(projects=[harbour], tasks=[{"id": "t1", "title": "Call Ada", "projectId": "p1"}])
+    provider.script(
+        Say(calls=[Call("delete_task", {"task_id": "t1"}), Call("delete_project", {"project_id": "p1"})]),
+        "Gone.",
+    )
+    async with connect(chat_web, person, rows, capabilities=["dedupe", "batch", "approval"]) as client:
+        key = await client.ask("delete the task and the project")
+        for place in range(2):
+            await client.decide((await client.asked_for(key, place))["id"], True)
+        end_frame(await client.ended(key))
+        assert rows.tables == {"projects": [], "tasks": []}
+        client.rows = SilentAfterInsert(client, rows)
+        stopping = asyncio.create_task(post_undo(chat_web, person, key))
+        await client.until(lambda: client.unanswered != [])
+    stopped = (await stopping).json()
+    assert (stopped["undone"], stopped["undone_at"]) == (1, None)
+    async with connect(chat_web, person, rows, capabilities=["dedupe", "batch", "approval"]):
+        done = await undo(chat_web, person, key)
+    assert (done["undone"], done["kept"]) == (2, [])
+    [project], [task] = rows.tables["projects"], rows.tables["tasks"]
+    assert project["id"] != "p1" and task["projectId"] == project["id"]
+
+
+class SilentAfterInsert(DeviceRows):
+    """The rows of a client that answers no call after the first insert."""
+
+    def __init__(self, client: ChatClient, rows: DeviceRows) -> None:
+        self.client, self.tables, self.calls, self.applied = client, rows.tables, rows.calls, rows.applied
+
+    def answer(self, call: dict[str, Any]) -> dict[str, Any]:
+        self.client.silent = call["action"] == "insert"
+        return super().answer(call)
 
 
 async def test_whose_turn_it_is_and_when_it_can_be_undone(
