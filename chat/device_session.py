@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import date, datetime
-from typing import Any, Final, Unpack
+from typing import Any, Final, NamedTuple, Unpack
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -77,6 +77,13 @@ def _remark(text: str) -> None:
 
 class DeviceToolError(ToolException):
     """The device answered with an error of its own."""
+
+
+class Selected(NamedTuple):
+    """Rows of the device. `is_cut`: a query has reached its limit, so there may be more."""
+
+    rows: list[Data]
+    is_cut: bool
 
 
 class DeviceSession:
@@ -178,8 +185,8 @@ class DeviceSession:
 
     async def select(
         self, table: TableName, *filters: Data, limit: int, names_of: TableName | None = None
-    ) -> list[Data]:
-        """Return the rows that match any of `filters`, each row once.
+    ) -> Selected:
+        """Return the rows that match any of `filters`, each row once; of each filter at most `limit`.
 
         Also reads, in the same frame and once a turn, the rows of the table `names_of` for the names that the result
         refers to. If that fails, the rows are returned without them.
@@ -196,14 +203,17 @@ class DeviceSession:
         else:
             outcomes = await self.call_many(calls)
         found: dict[str, Data] = {}
+        is_cut = False
         for outcome in outcomes[: len(filters)]:
             if isinstance(outcome, ToolException):
                 raise outcome
-            for row in outcome.rows or []:
+            rows = outcome.rows or []
+            is_cut = is_cut or len(rows) >= limit
+            for row in rows:
                 found.setdefault(row["id"], row)
         if names_of is not None and isinstance(outcomes[-1], ToolResultBody):
             self._named.add(names_of)
-        return list(found.values())
+        return Selected(list(found.values()), is_cut)
 
     async def title_of(self, table: str, key: str) -> str | None:
         """Return a row's title, read from the device unless this turn has seen it; None if there is no such row."""

@@ -17,8 +17,9 @@ _MAX_ROWS: Final = 500
 async def list_clients(config: RunnableConfig, search: SearchWords = None) -> str:
     """List the user's clients."""
     session = device_session_of(config)
-    rows = await session.select("clients", base.given_filters(search=search, orderBy="name"), limit=_MAX_ROWS)
-    return formatting.list_text(session, "clients", rows, bound=_MAX_ROWS, narrow="search")
+    given = base.given_filters(search=search, orderBy="name")
+    found = await session.select("clients", given, limit=_MAX_ROWS)
+    return formatting.list_text(session, "clients", found, narrow="search")
 
 
 CLIENTS = (list_clients,)

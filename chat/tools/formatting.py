@@ -6,14 +6,14 @@ line of a longer text gets a bar in front, so that neither can pose as a row or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import orjson
 
 from adiuva.devices.protocol import Data, TableName
 from adiuva.devices.tables import NOUNS, TABLES
-from chat.device_session import DeviceSession
+from chat.device_session import DeviceSession, Selected
 from chat.tools import dates
 from chat.untrusted_text import is_row_id, one_line
 
@@ -58,23 +58,17 @@ def deletion_text(session: DeviceSession, table: TableName, key: str) -> str:
     )
 
 
-def list_text(
-    session: DeviceSession, table: TableName, rows: Sequence[Data], *, bound: int, narrow: str
-) -> str:
-    """Return a list with its count.
-
-    `bound` is the limit of the device's query, `narrow` the arguments that narrow the list.
-    """
-    if not rows:
+def list_text(session: DeviceSession, table: TableName, found: Selected, *, narrow: str) -> str:
+    """Return a list with its count. `narrow`: the arguments that narrow it."""
+    if not found.rows:
         return f"No {NOUNS[table][1]} match."
-    most = "At least " if len(rows) == bound else ""
-    return f"{most}{count_text(len(rows), table)}:\n{row_lines(session, table, rows, bound=bound, narrow=narrow)}"
+    least = "At least " if found.is_cut else ""
+    return f"{least}{count_text(len(found.rows), table)}:\n{row_lines(session, table, found, narrow=narrow)}"
 
 
-def row_lines(
-    session: DeviceSession, table: TableName, rows: Sequence[Data], *, bound: int, narrow: str
-) -> str:
+def row_lines(session: DeviceSession, table: TableName, selected: Selected, *, narrow: str) -> str:
     """Return a line for each row, up to MAX_ROWS and MAX_CHARS, and how many are left out."""
+    rows = selected.rows
     shown: list[str] = []
     size = 0
     for found in rows[:MAX_ROWS]:
@@ -84,7 +78,7 @@ def row_lines(
             break
         shown.append(line)
     if left := len(rows) - len(shown):
-        least = "At least " if len(rows) == bound else ""
+        least = "At least " if selected.is_cut else ""
         are = "is" if left == 1 else "are"
         more = count_text(left, table).replace(" ", " more ", 1)
         shown.append(f"{least}{more} {are} not shown; narrow the list with {narrow}.")

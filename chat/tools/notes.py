@@ -47,8 +47,8 @@ async def list_notes(
     if (search or "").strip() and not project_id:
         return await _search_notes(session, search or "")
     given = base.given_filters(projectId=project_id, search=search, orderBy="updatedAt desc")
-    rows = await session.select("notes", given, limit=_MAX_ROWS, names_of="projects")
-    return formatting.list_text(session, "notes", rows, bound=_MAX_ROWS, narrow="project_id or search")
+    found = await session.select("notes", given, limit=_MAX_ROWS, names_of="projects")
+    return formatting.list_text(session, "notes", found, narrow="project_id or search")
 
 
 @assistant_tool("notes", "select", "Reading a note", key="note_id")

@@ -92,8 +92,8 @@ async def delete_project(config: RunnableConfig, project_id: _ProjectId) -> str:
 
 
 async def _list(session: DeviceSession, given: Data) -> str:
-    rows = await session.select("projects", given, limit=_MAX_ROWS, names_of="clients")
-    return formatting.list_text(session, "projects", rows, bound=_MAX_ROWS, narrow="client_id or search")
+    found = await session.select("projects", given, limit=_MAX_ROWS, names_of="clients")
+    return formatting.list_text(session, "projects", found, narrow="client_id or search")
 
 
 PROJECTS = (list_projects, get_project, create_project, update_project, delete_project)

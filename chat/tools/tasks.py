@@ -10,7 +10,7 @@ from pydantic import Field
 
 from adiuva.devices.protocol import Data
 from adiuva.devices.tables import TABLES
-from chat.device_session import DeviceSession, device_session_of
+from chat.device_session import DeviceSession, Selected, device_session_of
 from chat.tools import base, dates, formatting
 from chat.tools.base import (
     DueDate,
@@ -60,13 +60,13 @@ async def list_tasks(
         dueDateTo=dates.parse_end_ms(due_to, session.zone, "due_to") if due_to else None,
         orderBy=f"{column} desc" if descending else column,
     )
-    rows = await _select(session, given, status)
-    if order_by is None and status is None and len(rows) == _MAX_ROWS:
+    rows, is_cut = await _select(session, given, status)
+    if order_by is None and status is None and is_cut:
         # The result may be full of done tasks, and must not lack the open ones.
-        rows = _merged(await _select(session, given, "open"), rows)
+        rows = _merged((await _select(session, given, "open")).rows, rows)
     rows = _sorted(rows, column, descending=bool(descending), open_first=order_by is None)
     narrow = "project_id, status, search, due_from or due_to"
-    return formatting.list_text(session, "tasks", rows, bound=_MAX_ROWS, narrow=narrow)
+    return formatting.list_text(session, "tasks", Selected(rows, is_cut), narrow=narrow)
 
 
 async def _list_due_today(session: DeviceSession) -> str:
@@ -75,18 +75,17 @@ async def _list_due_today(session: DeviceSession) -> str:
         dates.day_start_ms(session.today, session.zone),
         dates.day_end_ms(session.today, session.zone),
     )
-    found = await _select(session, {"dueDateTo": end, "orderBy": "dueDate"}, "open")
+    found, is_cut = await _select(session, {"dueDateTo": end, "orderBy": "dueDate"}, "open")
     # Check the rows once more, in case a device ignores a filter: else everything would be due.
     due = [row for row in found if row.get("status") != "done" and _due(row) is not None and _due(row) <= end]
     due = _sorted(due, "dueDate")
     today, late = [row for row in due if _due(row) >= begin], [row for row in due if _due(row) < begin]
-    least = "At least " if len(found) >= _MAX_ROWS else ""
+    least = "At least " if is_cut else ""
     parts = []
     for rows, word in ((today, "due today"), (late, "overdue")):
         if rows:
-            written = formatting.row_lines(
-                session, "tasks", rows, bound=0, narrow="list_tasks and due_from or due_to"
-            )
+            narrow = "list_tasks and due_from or due_to"
+            written = formatting.row_lines(session, "tasks", Selected(rows, is_cut), narrow=narrow)
             parts.append(f"{least}{formatting.count_text(len(rows), 'tasks')} {word}:\n{written}")
     if not today:
         parts.insert(0, "No tasks are due today.")
@@ -164,12 +163,12 @@ async def delete_task(config: RunnableConfig, task_id: _TaskId) -> str:
 async def list_task_comments(config: RunnableConfig, task_id: _TaskId) -> str:
     """List the comments on a task, oldest first."""
     session = device_session_of(config)
-    rows = await session.select("taskComments", {"taskId": task_id, "orderBy": "createdAt"}, limit=_MAX_ROWS)
-    if not rows:
+    given = {"taskId": task_id, "orderBy": "createdAt"}
+    found = await session.select("taskComments", given, limit=_MAX_ROWS)
+    if not found.rows:
         return "There are no comments on this task."
-    return formatting.list_text(
-        session, "taskComments", rows, bound=_MAX_ROWS, narrow="nothing: there is no filter for comments"
-    )
+    narrow = "nothing: there is no filter for comments"
+    return formatting.list_text(session, "taskComments", found, narrow=narrow)
 
 
 @assistant_tool("taskComments", "insert", "Adding a comment")
@@ -189,7 +188,7 @@ async def delete_task_comment(config: RunnableConfig, comment_id: str) -> str:
     return formatting.deletion_text(session, "taskComments", comment_id)
 
 
-async def _select(session: DeviceSession, given: Data, status: str | None) -> list[Data]:
+async def _select(session: DeviceSession, given: Data, status: str | None) -> Selected:
     wanted = _OPEN_STATUSES if status == "open" else (status,)
     each = [given | ({"status": one} if one else {}) for one in wanted]
     return await session.select("tasks", *each, limit=_MAX_ROWS, names_of="projects")

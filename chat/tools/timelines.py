@@ -32,9 +32,9 @@ async def list_timelines(
         dueDateTo=dates.parse_end_ms(date_to, session.zone, "date_to") if date_to else None,
         orderBy="date",
     )
-    rows = await session.select("timelines", given, limit=_MAX_ROWS, names_of="projects")
+    found = await session.select("timelines", given, limit=_MAX_ROWS, names_of="projects")
     narrow = "project_id, search, date_from or date_to"
-    return formatting.list_text(session, "timelines", rows, bound=_MAX_ROWS, narrow=narrow)
+    return formatting.list_text(session, "timelines", found, narrow=narrow)
 
 
 @assistant_tool("timelines", "insert", "Adding to a timeline")

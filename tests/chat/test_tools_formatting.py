@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -52,7 +53,28 @@ async def test_open_tasks_are_not_lost_behind_years_of_done_ones(person: Person)
         return {"id": call["id"], "rows": done + todo}
 
     async with scripted_device(person, answer) as (session, _):
-        assert (await call_tool(session, "list_tasks")).split("\n")[1] == "- Call [t1], todo"
+        said = (await call_tool(session, "list_tasks")).split("\n")
+    assert said[:2] == ["At least 501 tasks:", "- Call [t1], todo"]
+    assert said[-1].startswith("At least 465 more tasks are not shown;")
+
+
+@pytest.mark.parametrize("started, least", [(20, "At least "), (500, "At least "), (499, "")])
+async def test_a_list_of_several_queries_is_cut_if_one_of_them_was(
+    person: Person, started: int, least: str
+) -> None:
+    todo = 499 if started == 499 else 500
+
+    def answer(call: dict[str, Any]) -> dict[str, Any]:
+        status = (call["filters"] or {}).get("status")
+        number = {"todo": todo, "in_progress": started}.get(status, 0)
+        found = tasks(number, status=status, dueDate=1_000) if call["table"] == "tasks" else []
+        return {"id": call["id"], "rows": [row | {"id": f"{status}-{row['id']}"} for row in found]}
+
+    async with scripted_device(person, answer) as (session, _):
+        said = await call_tool(session, "list_tasks", status="open")
+        due = await call_tool(session, "list_tasks", status="due")
+    assert said.startswith(f"{least}{todo + started:,} tasks:\n")
+    assert f"\n{least}{todo + started:,} tasks overdue:\n" in due
 
 
 async def test_a_list_of_long_rows_is_cut_by_its_size(person: Person) -> None:
