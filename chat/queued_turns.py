@@ -172,10 +172,14 @@ class WaitingTurns:
             try:
                 turns = dict(self._turns)  # a copy: another may be added while the rows are read
                 rows = await db.run(turn_queue.rows_of, list(turns))
-                for turn_id, turn in turns.items():
-                    await self._follow_row(turn, rows.get(turn_id))
             except Exception as error:
                 log_failure("turn.waiting_not_seen", error, logger=log, turns=len(self._turns))
+            else:
+                for turn_id, turn in turns.items():
+                    try:
+                        await self._follow_row(turn, rows.get(turn_id))
+                    except Exception as error:
+                        log_failure("turn.not_begun", error, logger=log, turn=str(turn_id))
             try:
                 async with asyncio.timeout(_LOOK_S):
                     await self._changed.wait()

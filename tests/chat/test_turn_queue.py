@@ -357,6 +357,29 @@ async def test_one_that_steers_is_answered_by_itself_if_the_turn_ends_before(
     assert [message["role"] for message in found] == ["user", "assistant"] * 2
 
 
+async def test_one_that_cannot_begin_does_not_stop_the_others_that_wait_in_its_process(
+    chat_web: str, provider: Provider, person: Person
+) -> None:
+    async with connect(chat_web, person) as session:
+        place, hold, first = await busy(session, provider)
+        broken = await session.ask("Two", conversation_id=place)
+        await waits(session, broken)
+        elsewhere, other_hold, _ = await busy(session, provider)
+        third = await session.ask("Three", conversation_id=elsewhere)
+        await waits(session, third)
+        rows = Turn.objects.of(person.id)
+        assert await db.run(rows.filter(request_id=broken).update, waiting_request=b"broken")
+        hold.release()
+        await session.ended(first)
+        # It is handed over, and nobody tells the process that the other has been taken out.
+        assert await db.run(turn_queue.cancel, turn=await db.run(rows.get, request_id=third))
+        assert end_frame(await session.ended(third))["finish"] == "cancelled"
+        ended = {"state": "error", "ended_at": Now(), "waiting_request": None}
+        assert await db.run(rows.filter(request_id=broken).update, **ended)
+        end_frame(await session.ended(broken))
+        other_hold.release()
+
+
 async def test_a_request_that_waits_can_be_resumed_through_another_process(
     chat_web: str, other_web: str, provider: Provider, person: Person
 ) -> None:
