@@ -16,8 +16,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from adiuva.accounts import addresses
-from adiuva.accounts.keys import cipher_for
-from adiuva.accounts.models import RevokedReason, Session, User
+from adiuva.accounts.keys import cipher_for, lock_user
+from adiuva.accounts.models import RevokedReason, Session
 from adiuva.core import public_http
 from adiuva.core.errors import Conflict, Invalid, NotFound
 from billing import entitlements
@@ -111,19 +111,23 @@ def set_provider(*, owner_id: UUID, issuer: str, client_id: str, secret: str = "
     _check_values(issuer, client_id, secret)
     oidc.discover(issuer, anew=True)
     with transaction.atomic():
-        User.objects.select_for_update(no_key=True).get(pk=owner_id)
+        lock_user(owner_id)
         team = _team_of(owner_id)
         provider = IdentityProvider.objects.filter(team=team).first() or IdentityProvider(team=team)
         is_other = (provider.issuer, provider.client_id) != (issuer, client_id)
         if is_other and not secret:
             raise Invalid("secret: it is missing.", fields={"secret": ["Enter the secret of this client."]})
         provider.issuer, provider.client_id = issuer, client_id
+        changed = ["issuer", "client_id", "updated_at"]
         if secret:
+            changed.append("secret")
             IdentityProvider.secret.seal_into(cipher_for(owner_id), provider, secret)
         if is_other:
             provider.worked_at, provider.is_required = None, False
+            changed += ["worked_at", "is_required"]
             SsoSession.objects.filter(provider=provider).update(provider=None)
-        provider.save()
+        # Not the other columns: staff who take a requirement back, and sign-ins, write them without this lock.
+        provider.save(update_fields=None if provider._state.adding else changed)
         if is_other:
             Identity.objects.filter(provider=provider).delete()
         events.note(team.pk, Kind.SET, user_id=owner_id)
@@ -157,6 +161,7 @@ def _check_values(issuer: str, client_id: str, secret: str) -> None:
 @transaction.atomic
 def remove_provider(*, owner_id: UUID) -> None:
     """Remove the provider. Members sign in by password again; sessions opened through it end at their next refresh."""
+    lock_user(owner_id)
     provider = of_owner(owner_id)
     events.note(provider.team_id, Kind.REMOVED, user_id=owner_id)
     provider.delete()

@@ -11,10 +11,11 @@ from django.test import Client
 from django.urls import reverse
 
 from adiuva.accounts.models import Mail, User
-from billing.sso import domain_rechecks
-from billing.sso.models import Domain
+from billing.sso import configuration, domain_rechecks
+from billing.sso.models import Domain, IdentityProvider
 from tests.accounts.mailbox import mail_to
 from tests.billing.sso.teams import TeamOf, account
+from tests.conflicts import overtaken
 from tests.factories import somebody
 from tests.fakes.dns import NameServer
 from tests.fakes.oidc import CLIENT, SECRET, Oidc
@@ -61,6 +62,32 @@ def test_an_owner_sets_it_up_on_the_page(team: TeamOf) -> None:
     assert browser.post(PAGE, {"act": "prove", "domain": "nonsense"}).status_code == 400
     assert browser.post(PAGE, {"act": "remove", "password": team.owner.password}).status_code == 302
     assert "Nobody has signed in this way yet" not in text_of(browser.get(PAGE))
+
+
+@pytest.fixture
+def committed_team(committed_db: str, idp: Oidc, name_server: NameServer, settings: Any) -> TeamOf:
+    settings.PLANS = True
+    return TeamOf(idp, name_server, proven=False)
+
+
+def test_a_new_secret_does_not_require_again_what_staff_took_back(committed_team: TeamOf) -> None:
+    team = committed_team
+    IdentityProvider.objects.filter(pk=team.provider.pk).update(is_required=True, worked_at=Now())
+    answer = overtaken(
+        lambda: team.set(secret="another"),
+        lambda: configuration.set_required(team.provider, False, by=team.owner.id),
+    )
+    assert answer.status_code == 200
+    assert not team.provider.is_required and team.provider.worked_at is not None
+
+
+def test_a_change_does_not_bring_back_a_provider_that_was_removed(committed_team: TeamOf) -> None:
+    team = committed_team
+    answer = overtaken(
+        lambda: team.set(secret=""), lambda: configuration.remove_provider(owner_id=team.owner.id)
+    )
+    assert (answer.status_code, list(answer.data["fields"])) == (400, ["secret"])
+    assert not IdentityProvider.objects.filter(team=team.team).exists()
 
 
 def test_silent_name_servers_are_said_to_be_and_change_nothing(
