@@ -58,6 +58,7 @@ class Mailbox:
         self._claimed, self._account = claimed, claimed.account
         self._filters = Filters.parse(claimed.account.filter_config, claimed.zone)
         self._listed_due = 0
+        self._told: set[str] = set()  # what could not be read, such as a label; a dry run may read twice
         self._error: Exception | None = None
         self._arrived = 0
         # Unsettled messages: key → number, in the order of arrival.
@@ -124,7 +125,7 @@ class Mailbox:
             # Filters that the provider cannot apply, such as a sender's name: others are as likely to pass as these.
             passing = self._listed_due * read.admitted / (read.admitted + read.rejected)
             await db.run(claimed_runs.add_counts, claimed, due=round(passing) - self._listed_due)
-        if not self._arrived and arriving.empty():
+        if not read.admitted:
             await self._pass(arriving, None, partial(self._due_in_sample, False), most)
 
     async def _pass(
@@ -135,7 +136,10 @@ class Mailbox:
         messages = reader.messages(cursor=cursor, filters=self._filters, due=due, most=most)
         async with aclosing(messages) as items:
             async for item in items:
-                await arriving.put((item, reader.checkpoint))
+                if isinstance(item, Message) or item.source_id not in self._told:
+                    await arriving.put((item, reader.checkpoint))
+                if not isinstance(item, Message):
+                    self._told.add(item.source_id)
                 del item
         return reader
 

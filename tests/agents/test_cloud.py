@@ -535,6 +535,16 @@ async def test_mails_that_the_filters_refuse_take_no_place_of_a_dry_run(inbox: I
     assert (run.files_done, run.sources_due) == (2, 0)
 
 
+async def test_a_dry_run_shows_a_few_known_mails_though_a_label_is_missing(inbox: Inbox) -> None:
+    inbox.agent = await db.run(
+        lambda: create_mail_agent(inbox.person, filter_config={"labels": ["INBOX", "No such"]})
+    )
+    await inbox.run()
+    run = await inbox.run(dry_run=True, max_sources=2)
+    assert (run.files_done, run.files_failed) == (3, 1)
+    assert (await inbox.codes(run)).count("no_such_folder") == 1
+
+
 async def test_a_sample_of_a_mailbox_is_the_newest_few(inbox: Inbox) -> None:
     zone = ZoneInfo("Europe/Rome")
     found = await sample_messages(
