@@ -86,7 +86,8 @@ async def condense(user_id: uuid.UUID, model: llm.ChatModel) -> bool:
         )
         if summary is not None:
             done += await db.run(_save, user_id, parts, summary)
-    return done == MAX_MODEL_CALLS < len(groups)
+    # If none could be condensed, most likely none of the rest can.
+    return done > 0 and len(groups) > MAX_MODEL_CALLS
 
 
 def _find_groups(user_id: uuid.UUID, provider: str) -> list[list[EpisodePart]]:

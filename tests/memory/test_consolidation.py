@@ -15,7 +15,15 @@ from django.conf import LazySettings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.functions import Now
 
-from memory import consolidation, entries, entry_embedding, forgetting, pattern_review, patterns
+from memory import (
+    consolidation,
+    entries,
+    entry_embedding,
+    episode_condensing,
+    forgetting,
+    pattern_review,
+    patterns,
+)
 from memory.entries import BY_HAND, EntryDetails
 from memory.models import Embedding, Entry, Memory, Receipt, SourceKind, Tier
 from tests.factories import somebody
@@ -160,6 +168,30 @@ def test_a_long_week_becomes_several(user: uuid.UUID) -> None:
         11,
         12,
     ]
+
+
+def test_a_week_that_the_model_cannot_condense_does_not_hold_up_the_others(
+    user: uuid.UUID, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode_condensing, "MAX_MODEL_CALLS", 2)
+    for week in range(4):
+        a_week(user, "one", "two", "three", monday=MONDAY - dt.timedelta(weeks=week))
+    refused: list[Any] = []
+
+    def condenses_all_but_the_first(request: Request) -> Any:
+        if asked_for(request) != "condensed":
+            return nothing_found()
+        summary = condensed(request)
+        refused[:] = refused or [summary]
+        return {"summary": 7} if summary in refused else summary
+
+    provider.default = condenses_all_but_the_first
+    visit(user)
+    assert due_at(user) is not None
+    visit(user)
+    visit(user)
+    assert len(holding(user, Tier.EPISODIC)) == 3 + 3
+    assert due_at(user) is None
 
 
 def test_parts_condensed_with_a_forgotten_one_become_current_again(user: uuid.UUID) -> None:
