@@ -6,11 +6,10 @@ Several documents are processed at a time while others still arrive.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import aclosing, nullcontext
 from typing import Final
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from django.conf import settings
 
 from adiuva import llm
 from adiuva.core import db, tracing
+from adiuva.core.per_loop import PerLoop
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from agents import delivery, found_records, ledger, source_changes
@@ -41,7 +41,6 @@ _MAX_MODEL_FAILURES: Final = 5
 _MAX_UNREAD: Final = 1_000
 # The most characters of documents held at once; a longer document is held alone.
 _MAX_HELD_CHARS: Final = 16 * 1024 * 1024
-_LOCK_POLL_S: Final = 0.05
 # The most places of one mistake that the journal names.
 _MAX_PLACES: Final = 5
 
@@ -251,7 +250,7 @@ class Pipeline:
                 await self.source.settled(document)
                 continue
             await documents.join()
-            async with _one_suspect_at_a_time() if crashes[document.key] > 1 else nullcontext():
+            async with _suspect_locks.get() if crashes[document.key] > 1 else nullcontext():
                 await db.run(ledger.mark_in_flight, self._claimed, [document.key])
                 await self._process(document, extractor)
         if not is_plain:
@@ -383,16 +382,5 @@ class _CharBudget:
         self._freed.set()
 
 
-_suspect_lock = threading.Lock()
-
-
-@asynccontextmanager
-async def _one_suspect_at_a_time() -> AsyncIterator[None]:
-    """Let in one at a time among all runs of this process, each of which has its own thread and event loop."""
-    # A thread that waits for a lock cannot be cancelled, and asyncio's locks belong to one loop.
-    while not _suspect_lock.acquire(blocking=False):  # noqa: ASYNC110
-        await asyncio.sleep(_LOCK_POLL_S)
-    try:
-        yield
-    finally:
-        _suspect_lock.release()
+# The runs of a worker share one event loop: only one suspect at a time may crash it.
+_suspect_locks: Final = PerLoop(asyncio.Lock)
