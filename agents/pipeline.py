@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing, nullcontext
 from typing import Final
@@ -58,8 +57,8 @@ class Pipeline:
     """Reads, extracts, commits and delivers everything of one run.
 
     `counts`: the part of its counts that is not written yet. `progressed_at`: when a document last arrived or was read,
-    by the monotonic clock. `found` counts found records by table. `unread` holds the sources that failed for a
-    transient reason.
+    by the monotonic clock. `has_found`: whether this attempt found a new record. `unread` holds the sources that failed
+    for a transient reason.
     """
 
     source: LocalFolders | Mailbox
@@ -78,7 +77,7 @@ class Pipeline:
         self.counts = HeldCounts(claimed)
         self.progressed_at = time.monotonic()
         self.unread: list[JournalEntry] = []
-        self.found: Counter[str] = Counter()
+        self.has_found = False
         self._failures = 0
         self._last_failure: llm.ModelError | None = None
         self._spent: llm.BudgetSpent | None = None  # why there is no money for further requests
@@ -302,9 +301,8 @@ class Pipeline:
         self._may_follow = True
         new = await self._results.commit(extracted)
         await self.source.settled(document)
-        self.found.update(record.table for record in new)
         if new:
-            self._may_wait = True
+            self.has_found = self._may_wait = True
             await self._deliveries.deliver(FoundRecords(new, document.path))
 
     async def _extraction_failed(

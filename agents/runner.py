@@ -24,7 +24,7 @@ from adiuva.devices import presence
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.protocol import AgentCancel, Error
 from adiuva.devices.run_frame_buffer import FlowExceeded
-from agents import claimed_runs, run_release
+from agents import claimed_runs, run_release, run_reports
 from agents.claimed_runs import AgentGone, ClaimedRun
 from agents.local_folders import DeviceSilent
 from agents.models import Run
@@ -250,6 +250,8 @@ class Execution:
 
     async def _stop(self, state: Run.State, code: str, message: str = "") -> None:
         """End a run before its work is done; its device stops as well."""
+        if state == Run.State.PARTIAL:
+            await self._remember()
         run = await self._finish(state, code, message)
         await self._cancel_on_device()
         await self.progress.report(last=run)
@@ -260,7 +262,7 @@ class Execution:
 
     async def _remember(self) -> None:
         """Store an episode of the run's findings, before the run can be undone. A failure does not fail the run."""
-        if self.claimed.dry_run or not self.pipeline.found:
+        if self.claimed.dry_run or not (self.pipeline.has_found or self.claimed.started_before):
             return
         run = await db.run(claimed_runs.current_run, self.claimed)
         now = await db.run(db.clock)
@@ -270,7 +272,7 @@ class Execution:
                 user_id=run.user_id,
                 run_id=run.pk,
                 agent=await db.run(lambda: run.agent_name),
-                found=self.pipeline.found,
+                found=await db.run(run_reports.count_found, run),  # in all its attempts
                 began_at=run.started_at or now,
                 ended_at=now,
             )

@@ -33,6 +33,7 @@ from chat.tools import agent_texts
 from integrations import connections
 from integrations.models import Connection, Health
 from integrations.models import Provider as MailProvider
+from memory.models import EntrySource, SourceKind
 from tests.agents.factories import create_run
 from tests.agents.mailbox_scenario import (
     TIMEOUT_S,
@@ -384,13 +385,17 @@ async def test_a_run_ends_at_what_one_run_may_cost_and_the_next_reads_the_rest(
     plans.forget()
     try:
         async with inbox.device():
+            ran = set()
             for _ in range(5):
                 run = await inbox.run()
+                ran.add(run.pk)
                 if run.state == State.SUCCESS:
                     break
                 assert run.state == State.PARTIAL and "work_budget_spent" in await inbox.codes(run)
             assert run.state == State.SUCCESS and len(provider.chats) == 5
             assert sorted(inbox.titles()) == steps(*range(5))
+        told = EntrySource.objects.filter(entry__user_id=inbox.person.id, kind=SourceKind.RUN)
+        assert await db.run(lambda: set(told.values_list("source_id", flat=True))) == ran
     finally:
         await db.run(lambda: free.update(run_micro=before.run_micro, budget_micro=before.budget_micro))
         plans.forget()

@@ -115,6 +115,11 @@ async def test_an_unavailable_model_delays_a_run_and_nothing_is_done_twice(
 
         await db.run(time_passes)
         seen = await desk.until(run, lambda seen: seen["state"] in END_STATES)
+        told = [each["content"] for each in (await desk.rest.get("/memory/episodic")).json()]
+    assert sorted(words.partition("found ")[2] for words in told) == [
+        "1 tasks.",
+        "9 tasks.",
+    ]  # in both attempts
     assert (seen["state"], seen["errors"], counts_add_up(seen)) == ("success", [], True)
     assert (seen["retries"], seen["not_before"]) == (1, None)
     assert len(provider.chats) - calls in (8, 9)  # the ninth may have been cut off when the others failed
