@@ -89,6 +89,7 @@ MIDDLEWARE = [
     "adiuva.core.language.ApiLanguage",
     "adiuva.core.security_headers.SecurityHeaders",
     "adiuva.core.origins.CorsMiddleware",
+    "adiuva.core.address_guard.AddressGuard",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "adiuva.core.browser_middleware.SessionMiddleware",

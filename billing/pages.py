@@ -92,7 +92,7 @@ class SubscriptionPage(_SignedInPage):
                 seats_wanted = int(seats) if seats.isascii() and seats.isdecimal() and len(seats) < 6 else 0
                 url = subscribing.check_out(
                     user_id=self.me,
-                    tier=request.POST.get("tier", PlanName.FREE),
+                    tier=request.POST.get("tier", PlanName.FREE).replace("\0", ""),
                     seats=seats_wanted,
                     site=site,
                 )

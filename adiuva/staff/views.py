@@ -14,7 +14,6 @@ _MAX_TERM = 254  # the longest address
 def find(request: HttpRequest) -> HttpResponse:
     """Find what `q` names: an id of any kind, a part of an address, a code. A single row is shown at once."""
     term = request.GET.get("q", "").strip()[:_MAX_TERM]
-    term = "" if "\x00" in term else term
     found = search.find(term, request.user) if term else []
     if len(found) == 1 and len(found[0].rows) == 1:
         for cell in found[0].rows[0]:

@@ -157,6 +157,7 @@ class PluginVersionAdmin(_OfDeveloper):
         if request.method != "POST" or not self.may_act(request):
             raise PermissionDenied
         given, me = request.POST, cast(User, request.user).pk
+        notes = given.get("notes", "").replace("\0", "")
         try:
             match given.get("act", ""):
                 case "approve" | "ask_changes" | "reject" as decision:
@@ -165,13 +166,13 @@ class PluginVersionAdmin(_OfDeveloper):
                         reviewer_id=me,
                         decision=decision,
                         sha256=given.get("sha256", ""),
-                        notes=given.get("notes", "")[:2000],
+                        notes=notes[:2000],
                         checklist=given.getlist("checklist"),
                     )
                 case "list_now":
                     publication.list_now(version_id=version_id)
                 case "revoke":
-                    publication.revoke(version_id=version_id, by=me, reason=given.get("notes", "")[:500])
+                    publication.revoke(version_id=version_id, by=me, reason=notes[:500])
                 case "restore":
                     publication.restore(version_id=version_id, by=me)
                 case _:

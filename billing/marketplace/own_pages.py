@@ -251,7 +251,7 @@ class OwnPluginPage(_OwnPage):
         if act in ("take_out", "offer_again"):
             (publication.withdraw if act == "take_out" else publication.offer_again)(**mine)
             return "saved"
-        words = self.request.POST.get("words", "").strip()
+        words = self.request.POST.get("words", "").replace("\0", "").strip()
         steps: dict[str, tuple[Any, dict[str, str]]] = {
             "submit": (submissions.submit, {"notes": words[:_NOTES_CHARS]}),
             "withdraw": (submissions.withdraw, {}),

@@ -72,7 +72,7 @@ class CataloguePage(Page):
         sort = request.GET.get("sort", "rating")
         number = request.GET.get("page", "1")
         filters = {
-            "q": request.GET.get("q", "")[:200].replace("\0", ""),
+            "q": request.GET.get("q", "")[:200],
             "category": category if category in Plugin.Category.values else "",
             "sort": sort if sort in _SORTS else "rating",
         }

@@ -47,6 +47,14 @@ def test_reasons_and_prices_are_in_the_language_of_the_account(committed_db: str
     assert "Dieses Konto hat kein Abonnement." in shown and "15,00\xa0€" in shown
 
 
+def test_a_plan_that_nobody_offers_is_not_bought(committed_db: str) -> None:
+    browser = Client()
+    browser.force_login(User.objects.get(pk=somebody().id))
+    for tier in ("gold", "go\0ld", "free"):
+        answer = browser.post(PAGE, {"tier": tier})
+        assert answer.status_code == 400 and "there is nothing to pay for" in answer.content.decode().lower()
+
+
 def test_days_are_those_of_the_accounts_time_zone(committed_db: str) -> None:
     noon = (timezone.now() + dt.timedelta(days=40)).replace(hour=12, minute=0)
     for zone, days in (("Pacific/Auckland", 1), ("UTC", 0)):

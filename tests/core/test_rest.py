@@ -110,7 +110,6 @@ def test_pages_for_people_keep_djangos_error_pages(db: None) -> None:
         "/api/v1/nothing",
         "/api/v1/auth/me/",
         "/api/v1/auth/sessions/x",
-        "/api/v1/auth/sessions/%00",
         "/api/v1/auth/sessions/7d9f3c1e-0f4b-4f0e-9d43-1d1d3b2f5a10/more",
     ],
 )
@@ -118,6 +117,22 @@ def test_an_unknown_path_is_json_and_404(rest: APIClient, path: str, debug: bool
     with override_settings(DEBUG=debug):
         answer = rest.delete(path)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("debug", [True, False])
+@pytest.mark.parametrize("address", ["users?of=a%00b", "users?%00", "fail/quota%00", "nothing/%00?a=%2500"])
+def test_an_address_with_a_nul_character_is_refused(rest: APIClient, address: str, debug: bool) -> None:
+    with override_settings(DEBUG=debug):
+        answer = rest.get(f"/api/v1/{address}")
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    page = Client(raise_request_exception=False).get("/page-with-a-bug?a=%00")
+    assert (page.status_code, page["Content-Type"].split(";")[0]) == (400, "text/html")
+
+
+def test_what_an_address_cannot_say_is_looked_for_and_not_found(rest: APIClient) -> None:
+    for text in ("%ED%A0%80", "%FF", "%2500"):  # half of a surrogate pair, no UTF-8, and a percent sign
+        answer = rest.get(f"/api/v1/users?of={text}")
+        assert (answer.status_code, answer.json()) == (200, [])
 
 
 def test_refusals_of_the_framework_itself_are_json_too(rest: APIClient) -> None:

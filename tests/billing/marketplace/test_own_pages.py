@@ -81,7 +81,7 @@ def test_what_is_listed_is_yanked_taken_out_and_given_away() -> None:
     owner = somebody()
     plugin = a_listed_plugin(a_developer(owner.id))
     browser, page = signed_in(owner), f"/account/plugins/own/{plugin.slug}"
-    browser.post(page, {"act": "yank", "version": "1.0.0", "words": "It forgets Sundays."})
+    browser.post(page, {"act": "yank", "version": "1.0.0", "words": "It forgets\0 Sundays."})
     version = plugin.versions.get()
     assert (version.state, version.reason) == ("yanked", "It forgets Sundays.")
     assert "It forgets Sundays." in browser.get(page).content.decode()

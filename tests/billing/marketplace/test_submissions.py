@@ -282,7 +282,7 @@ def test_a_reviewer_sees_what_there_is_to_see_and_decides_in_the_admin() -> None
     assert developer.state() == "in_review"
     assert "Done." in reviewer.post(act, given, follow=True).content.decode()
     assert developer.state() == "approved"
-    reviewer.post(act, {"act": "revoke", "notes": "It sends rows elsewhere."})
+    reviewer.post(act, {"act": "revoke", "notes": "It sends rows\0 elsewhere."})
     assert developer.state() == "revoked"
     listed = developer.rest.get("/api/v1/plugins/revocations").json()["statement"]["revoked"]
     mine = {"plugin": developer.slug, "version": "1.0.0", "reason": "It sends rows elsewhere."}
