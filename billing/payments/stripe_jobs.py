@@ -101,16 +101,13 @@ def drop(kind: str, subject: str) -> None:
 
 
 @transaction.atomic
-def withdraw(kind: str, subject: str) -> bool:
-    """Drop the open job, if there is one. Returns whether Stripe may have heard of it. Raises InProgress."""
+def withdraw(kind: str, subject: str) -> None:
+    """Drop the open job, if there is one. Raises InProgress while a process carries it out."""
     mine = StripeJob.objects.filter(kind=kind, subject=subject, state__in=StripeJob.OPEN)
-    job = mine.select_for_update(no_key=True).first()
-    if job is None:
-        return False
+    list(mine.select_for_update(no_key=True).values_list("pk"))
     if mine.filter(leases.is_held()).exists():
         raise InProgress
     leases.revoke(mine, state=StripeJob.State.DROPPED)
-    return job.first_sent_at is not None
 
 
 @transaction.atomic
@@ -336,9 +333,11 @@ def _look_for_checkout(job: StripeJob) -> str | None:
 
 def _set_cancel(*, cancel: bool) -> Callable[[StripeJob], str]:
     def send(job: StripeJob) -> str:
-        if cancel:
-            stripe_api.release_schedule(job.subject)
-        stripe_api.set_cancel(job.subject, cancel=cancel, key=job.key)
+        # Our copy may be older than a change in the portal, so Stripe is asked whether there is something to do.
+        if stripe_api.get_subscription(job.subject).cancel_at_period_end is not cancel:
+            if cancel:
+                stripe_api.release_schedule(job.subject)
+            stripe_api.set_cancel(job.subject, cancel=cancel, key=job.key)
         return job.subject
 
     return send

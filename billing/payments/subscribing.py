@@ -199,27 +199,23 @@ def cancel(*, user_id: UUID) -> bool:
 
     Returns False if Stripe does not know yet: the job is kept and tried again. Raises NothingPaid, InProgress, Refused.
     """
-    return _toggle(user_id, StripeJob.Kind.CANCEL, StripeJob.Kind.RESUME, cancels=True)
+    return _toggle(user_id, StripeJob.Kind.CANCEL, StripeJob.Kind.RESUME)
 
 
 def resume(*, user_id: UUID) -> bool:
     """Take a cancel back while the period lasts. Returns what `cancel` does, and raises AlreadyOver as well."""
     if _live(user_id) is None and Subscription.objects.of(user_id).exists():
         raise AlreadyOver("the subscription has ended; subscribe again")
-    return _toggle(user_id, StripeJob.Kind.RESUME, StripeJob.Kind.CANCEL, cancels=False)
+    return _toggle(user_id, StripeJob.Kind.RESUME, StripeJob.Kind.CANCEL)
 
 
-def _toggle(user_id: UUID, kind: str, opposite: str, *, cancels: bool) -> bool:
+def _toggle(user_id: UUID, kind: str, opposite: str) -> bool:
     with transaction.atomic():
         lock(user_id)
         live = _live(user_id)
         if live is None:
             raise NothingPaid
-        if stripe_jobs.withdraw(opposite, live.stripe_id):
-            sync.want([live.stripe_id])  # Stripe may have done it, so what we know of the subscription is old
-            live.refresh_from_db(fields=["wanted"])
-        if live.cancel_at_period_end is cancels and live.wanted == live.synced:
-            return True
+        stripe_jobs.withdraw(opposite, live.stripe_id)
         wanted = stripe_jobs.want(kind, live.stripe_id, user_id)
     try:
         ready(wanted)

@@ -30,7 +30,7 @@ from billing.payments.models import Customer, Event, StripeJob, Subscription
 from tests.accounts.mailbox import mail_to, mails_to
 from tests.billing.payers import BILLING, SECRET, Payer, deliver, due_now, settle, until
 from tests.fakes.stripe import ASKS, DECLINES, WORKS, Cut, Fail, Raw, Stripe
-from tests.fakes.stripe.subscriptions import collect
+from tests.fakes.stripe.subscriptions import change, collect
 
 
 def live_at_stripe(payer: Payer) -> list[Any]:
@@ -167,6 +167,19 @@ def test_a_cancel_after_a_resume_whose_answer_was_lost_reaches_stripe(payer: Pay
         assert toggle(payer, second).status_code == 200
         (row,) = live_at_stripe(payer)
         assert row["cancel_at_period_end"] is payer.subscription()["cancel_at_period_end"] is cancelled
+
+
+def test_a_cancel_reaches_stripe_although_its_word_of_a_resume_has_not_come(payer: Payer) -> None:
+    stripe_id = payer.subscribe("pro")
+    assert toggle(payer, "delete").status_code == 200
+    payer.stripe.do(
+        lambda world: change(world, world.get("subscription", stripe_id), {"cancel_at_period_end": "false"})
+    )
+    calls = payer.stripe.count(f"POST /v1/subscriptions/{stripe_id}")
+    for _ in range(2):
+        assert toggle(payer, "delete").status_code == 200
+    assert [row["cancel_at_period_end"] for row in live_at_stripe(payer)] == [True]
+    assert payer.stripe.count(f"POST /v1/subscriptions/{stripe_id}") == calls + 1
 
 
 def test_a_resume_beside_a_cancel_that_is_under_way_is_refused_and_passes_later(payer: Payer) -> None:
