@@ -29,7 +29,8 @@ from adiuva.devices.protocol import Origin, TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
 
 State = OutboxRecord.State
-# Undelivered records expire after this time, as long as a device keeps the ids that it has applied.
+# Undelivered records expire after this time. As a device keeps the ids that it has applied no longer, those that it may
+# have become uncertain instead, and are never sent again.
 KEEP_UNDELIVERED: Final = dt.timedelta(days=30)
 # A change of these columns does not count as an edit by the user.
 _NOT_EDITED_BY_USER: Final = ("isApproved", "updatedAt")
@@ -175,7 +176,7 @@ async def deliver(
     """Insert records on the device, in order; return an outcome for each. Raises DeviceOffline if nothing was sent.
 
     Records are marked as sent before they leave for a device that does not dedupe: if the answer is lost, they must not
-    be sent again.
+    be sent again. To one that dedupes they are, but not after a month, so they are marked once the answer is lost.
     """
     outcomes: dict[uuid.UUID, ToolResultBody | AdiuvaError] = {}
     target = await link.target()
@@ -209,6 +210,9 @@ async def deliver(
     unsent = {key: answer for key, answer in outcomes.items() if isinstance(answer, DeviceOffline)}
     if marked and unsent:
         await db.run(_mark_unsent, list(unsent))
+    unknown = [key for key, answer in outcomes.items() if isinstance(answer, OutcomeUnknown)]
+    if unknown:
+        await db.run(mark_sent, unknown)
     if sending and len(unsent) == len(sending):
         raise unsent[sending[0].id]
     return outcomes
@@ -329,7 +333,7 @@ def expire(run_id: uuid.UUID, most: int) -> tuple[int, int]:
     many nobody will ever know whether the device has them."""
     old = overdue().filter(source_run=run_id)
     chosen = OutboxRecord.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:most]))
-    # A record that was sent to a device that does not dedupe must not be sent again, even if it is found again.
+    # A record that was sent must not be sent again, even if it is found again.
     unknown = chosen.filter(state=State.SENT).update(state=State.UNCERTAIN, sealed=None, settled_at=Now())
     expired = chosen.filter(state=State.WAITING).update(state=State.EXPIRED, sealed=None, settled_at=Now())
     return expired, unknown

@@ -191,3 +191,31 @@ async def test_records_that_nobody_took_wait_on(person: Person) -> None:
         with pytest.raises(DeviceOffline):
             await deliver(link, claimed)
     assert await db.run(states, *ids) == ["waiting", "waiting"]
+
+
+async def test_records_whose_answer_was_lost_do_not_expire_as_if_they_had_never_been_sent(
+    person: Person,
+) -> None:
+    """A device keeps the ids of calls for a month, so it would insert a row again that is found after that."""
+    claimed, device, ids = await db.run(create_waiting, person.id, "a")
+    async with (
+        DeviceLink(person.id, device, wait_s=20) as link,
+        Local("http://local", person.access_token) as socket,
+    ):
+        await socket.hello(device_id="desk")
+        delivering = asyncio.create_task(deliver(link, claimed))
+        await socket.receive("tool_batch")
+        link.wait_s = 0
+        await socket.drop()
+        with pytest.raises(DeviceOffline):
+            await delivering
+
+    def found_again_after_a_month() -> list[uuid.UUID]:
+        cancelled(claimed)
+        a_month_passes(*ids)
+        runs.sweep()
+        again = claim_run(create_run(Agent.objects.get(pk=claimed.agent_id)))
+        return commit_tasks(again, "a")
+
+    assert await db.run(found_again_after_a_month) == []
+    assert await db.run(states, *ids) == ["uncertain"]
