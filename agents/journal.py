@@ -255,7 +255,9 @@ _PROBLEM_TEXTS = {
     "deadline": gettext_noop("it took longer than a run may take"),
     "device_silent": gettext_noop("the device is connected and does not answer"),
     "device_never_came": gettext_noop("its device did not connect in time"),
+    "slot_missed": gettext_noop("its device connected too late for it"),
     "never_connected_again": gettext_noop("its account was not connected again in time"),
+    "budget_never_came": gettext_noop("there was no money for its models in time"),
     "workers_lost": gettext_noop("the server lost it several times while it worked"),
     "internal_error": gettext_noop("the server made a mistake; its operator can find it in the log"),
 }

@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 from django.db import transaction
 from django.db.models import CharField, Exists, F, OuterRef, Q, QuerySet, Value
-from django.db.models.functions import Now
+from django.db.models.functions import Coalesce, Now
 from psycopg.types.json import Jsonb
 
 from adiuva.accounts.keys import cipher_for
@@ -38,8 +38,9 @@ MAX_WORKERS_LOST = 5
 _BATCH_SIZE = 500
 # The time that a live worker gets to honour a cancel or deadline before the sweep ends the run.
 CANCEL_GRACE_S = 4.0
-# The longest wait for a device to connect, or an account to be connected again.
-_MAX_WAIT = dt.timedelta(days=30)
+# The longest wait for a device to connect, an account to be connected again, or money. More than a month, since money
+# may come with the next one.
+_MAX_WAIT = dt.timedelta(days=32)
 # The codes of runs that waited too long, by the state in which they waited.
 _NEVER = {
     Run.State.WAITING_DEVICE: "device_never_came",
@@ -345,8 +346,9 @@ def retry_is_due() -> Q:
 
 
 def _never_continued() -> QuerySet[Run]:
-    """Return runs that have waited for too long."""
-    return Run.objects.filter(state__in=Run.PUT_ASIDE, created_at__lt=Now() - _MAX_WAIT)
+    """Return runs that have waited for too long, since a worker last had them or since they were made."""
+    waiting = Run.objects.alias(since=Coalesce("attempted_at", "created_at")).filter(state__in=Run.PUT_ASIDE)
+    return waiting.filter(since__lt=Now() - _MAX_WAIT)
 
 
 @transaction.atomic

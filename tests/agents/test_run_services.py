@@ -292,11 +292,23 @@ def test_runs_whose_device_is_elsewhere_do_not_stand_in_the_way_of_one_whose_dev
     assert seen(waiting).state == State.QUEUED
 
 
-def test_a_run_whose_device_never_connects_ends_after_a_month(db: None) -> None:
-    run = create_run(create_agent(), state=State.WAITING_DEVICE)
-    Run.objects.filter(pk=run.pk).update(created_at=timezone.now() - dt.timedelta(days=31))
-    assert runs.sweep()["expired"] == 1
-    assert (seen(run).state, codes(run)) == (State.TIMEOUT, ["device_never_came"])
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [(State.WAITING_DEVICE, "device_never_came"), (State.AWAITING_BUDGET, "budget_never_came")],
+)
+def test_a_run_that_waits_for_more_than_a_month_ends(db: None, state: State, code: str) -> None:
+    now, day = timezone.now(), dt.timedelta(days=1)
+    never_taken, taken = (create_run(create_agent(), state=state) for _ in range(2))
+    Run.objects.filter(pk=never_taken.pk).update(created_at=now - 31 * day)
+    Run.objects.filter(pk=taken.pk).update(created_at=now - 60 * day, attempted_at=now - 31 * day)
+    assert runs.sweep()["expired"] == 0  # a month may have 31 days
+    Run.objects.filter(pk=never_taken.pk).update(created_at=now - 33 * day)
+    Run.objects.filter(pk=taken.pk).update(attempted_at=now - 33 * day)
+    assert runs.sweep()["expired"] == 2
+    for run in (never_taken, taken):
+        assert (seen(run).state, codes(run)) == (State.TIMEOUT, [code])
+        [problem] = journal.problems_of([seen(run)])[run.pk]
+        assert journal.problem_text(problem) not in ("", code)
 
 
 def test_no_document_is_committed_for_a_deleted_agent(claimed: ClaimedRun) -> None:

@@ -210,6 +210,7 @@ def test_a_waiting_run_that_is_too_late_ends_when_its_device_connects(
     assert (runs_of(agent), woken) == ([(state, 1, slot)], int(state == "queued"))
     ends = [event["code"] for event in journal.read(run)]
     assert ends == (["slot_missed"] if state == "cancelled" else [])
+    assert all(journal.problem_text(event) != event["code"] for event in journal.read(run))
 
 
 def test_an_agent_that_skips_has_no_run_waiting_for_a_device(db: None) -> None:
