@@ -1,8 +1,9 @@
 """Objects in S3, or in a service that speaks like it.
 
 Bytes go up in parts of 8 MiB; a smaller object is one request. When a writer pauses, a small object beside it
-(`<name>.tail`) keeps the rest of the last part, since a part must have 5 MiB. `If-None-Match: *` makes the service
-refuse to overwrite. Bodies are signed, so the service compares each with its SHA-256.
+(`<name>.tail`) keeps the rest of the last part, since a part must have 5 MiB; it is deleted once the object is whole.
+`If-None-Match: *` makes the service refuse to overwrite. Bodies are signed, so the service compares each with its
+SHA-256.
 
 boto3 takes a second to import, so it is imported at first use.
 """
@@ -110,8 +111,15 @@ class S3Store:
             for upload in self._uploads(name):
                 self.client.abort_multipart_upload(**self.located(name), UploadId=upload)
             for place in (name, name + _TAIL):
-                self._delete_versions(place)
-                self.client.delete_object(**self.located(place))
+                self._delete_object(place)
+
+    def delete_tail(self, name: str) -> None:
+        with _told():
+            self._delete_object(name + _TAIL)
+
+    def _delete_object(self, name: str) -> None:
+        self._delete_versions(name)
+        self.client.delete_object(**self.located(name))
 
     def _uploads(self, name: str) -> list[str]:
         found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._prefix + name)
@@ -160,12 +168,25 @@ class S3Sink:
         self._upload: str = progress.state.get("upload", "")
         self._parts: list[tuple[str, int]] = [(etag, size) for etag, size in progress.state.get("parts", ())]
         self._pending = bytearray()
+        self._had_tail = "tail" in progress.state  # also one of no bytes: an older one may be there
+        self._finished: Progress | None = None
         if tail := progress.state.get("tail", 0):
-            self._pending += b"".join(store.read(name + _TAIL, 0, tail))
-            if hashlib.sha256(self._pending).hexdigest() != progress.state["tail_sha256"]:
-                raise ObjectMissing
+            self._read_tail(tail, progress)
+
+    def _read_tail(self, size: int, progress: Progress) -> None:
+        try:
+            self._pending += b"".join(self._store.read(self._name + _TAIL, 0, size))
+        except ObjectMissing:
+            # The object was finished already, and the answer was lost: its tail is deleted.
+            if self._store.size(self._name) != progress.offset:
+                raise
+            self._finished = progress
+            return
+        if hashlib.sha256(self._pending).hexdigest() != progress.state["tail_sha256"]:
+            raise ObjectMissing
 
     def write(self, data: bytes) -> None:
+        assert self._finished is None or not data
         left = memoryview(data)
         while left:
             room = _PART_BYTES - len(self._pending)
@@ -191,8 +212,10 @@ class S3Sink:
         self._pending.clear()
 
     def _progress(self, tail: bytes) -> Progress:
+        if self._finished is not None:
+            return self._finished
         state: dict[str, Any] = {"upload": self._upload, "parts": [list(part) for part in self._parts]}
-        if tail:
+        if self._had_tail:
             state |= {"tail": len(tail), "tail_sha256": hashlib.sha256(tail).hexdigest()}
         return Progress(sum(size for _, size in self._parts) + len(tail), state)
 
@@ -205,9 +228,16 @@ class S3Sink:
             with _told():
                 place = self._store.located(self._name + _TAIL)
                 self._store.client.put_object(**place, Body=tail, ContentMD5=_md5(tail))
+            self._had_tail = True
         return self._progress(tail)
 
     def finish(self) -> None:
+        if self._finished is None:
+            self._make_whole()
+        if self._had_tail:
+            self._store.delete_tail(self._name)
+
+    def _make_whole(self) -> None:
         client, place = self._store.client, self._store.located(self._name)
         from botocore.exceptions import ClientError
 

@@ -101,6 +101,28 @@ def test_a_writer_goes_on_from_what_was_saved(objects: Store) -> None:
     assert listed(objects, name) == []
 
 
+@pytest.mark.parametrize("sizes", [[MIB], [3 * MIB, 5 * MIB], [3 * MIB, 6 * MIB], [9 * MIB, 1]])
+def test_a_finished_object_is_stored_once(
+    objects: Store, sizes: list[int], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    data, name, progress = os.urandom(sum(sizes)), new_name(), Progress()
+    for size in sizes:
+        with objects.sink(name, progress) as sink:
+            sink.write(data[progress.offset : progress.offset + size])
+            progress = sink.save()
+    for _ in range(2):  # the first answer was lost
+        with objects.sink(name, progress) as sink:
+            assert sink.save().offset == progress.offset == len(data)
+            sink.finish()
+    assert read(objects, name, 0, len(data)) == data
+    if objects.room() is None:
+        keys = [key for key in request.getfixturevalue("s3").names() if tmp_path.name in key.split("/")]
+    else:
+        keys = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert [key[-len(name) :] for key in keys] == [name]
+    objects.delete(name)
+
+
 @pytest.mark.parametrize("begun", [0, 9 * MIB])
 def test_an_object_is_written_once_also_for_a_database_that_is_older(objects: Store, begun: int) -> None:
     data, name = os.urandom(10 * MIB), new_name()
