@@ -7,6 +7,7 @@ import uuid
 from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.hashers import check_password, make_password
 from django.contrib.auth.models import PermissionsMixin
 from django.contrib.postgres.indexes import GinIndex
 from django.core.exceptions import ValidationError
@@ -178,7 +179,13 @@ class User(QuicklyRead, AbstractBaseUser, PermissionsMixin):
         super().set_password(_composed(raw_password))
 
     def check_password(self, raw_password: str | None) -> bool:
-        return super().check_password(_composed(raw_password))
+        return check_password(_composed(raw_password), self.password, self._renew_hash)
+
+    def _renew_hash(self, password: str) -> None:
+        """Store a hash of today's cost. One of a password that was changed since this row was read is not stored."""
+        unchanged = User.objects.filter(pk=self.pk, password=self.password)
+        self.password = make_password(password)
+        unchanged.update(password=self.password)
 
 
 def _composed(password: Any) -> Any:

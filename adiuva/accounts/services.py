@@ -271,7 +271,7 @@ def save_columns(user: User, *columns: str) -> None:
 
 
 def change_password(*, user: User, current: str, new: str, keep: Session | None = None) -> None:
-    """Set a new password and sign out all sessions except `keep`. Raises Invalid."""
+    """Set a new password and sign out all sessions except `keep`. Raises Invalid, or what `set_password` raises."""
     if not user.check_password(current):
         raise Invalid(
             "the current password is wrong",
@@ -283,9 +283,16 @@ def change_password(*, user: User, current: str, new: str, keep: Session | None 
 
 @transaction.atomic
 def set_password(*, user: User, password: str, keep: Session | None = None) -> None:
-    """Set a password that has been checked, sign out all sessions except `keep`, and tell the user by mail."""
+    """Set a password that has been checked, sign out all sessions except `keep`, and tell the user by mail.
+
+    Raises NotAuthenticated if the password was changed since the user was read: who came with the old one may be no
+    longer who owns the account. Raises keys.NoSuchUser.
+    """
+    keys.lock_user(user.pk)
+    unchanged = User.objects.filter(pk=user.pk, password=user.password)
     user.set_password(password)
-    save_columns(user, "password")
+    if not unchanged.update(password=user.password):
+        raise NotAuthenticated("the session is over: sign in again")
     end_sessions(user=user, reason=RevokedReason.PASSWORD, keep=keep)
     mails.order(Mail.Kind.PASSWORD_CHANGED, user=user)
 

@@ -173,3 +173,24 @@ def test_a_change_of_the_time_zone_undoes_no_other_change(
         "Asia/Tokyo", "pro", f"new-{person.email}", "it"
     )  # fmt: skip
     assert user.check_password("another quiet afternoon")
+
+
+def log_in(person: Person) -> int:
+    return (
+        APIClient()
+        .post("/api/v1/auth/login", {"email": person.email, "password": person.password})
+        .status_code
+    )
+
+
+@pytest.mark.parametrize("act", [log_in, change_password])
+def test_a_request_with_the_old_password_does_not_undo_a_new_one(
+    committed_db: str, settings: Any, act: Callable[[Person], int]
+) -> None:
+    person, new = somebody(), "nanoseconds of wire"
+    user = User.objects.get(pk=person.id)
+    # Hashes that were made at another cost are renewed when their password is typed.
+    settings.PASSWORD_HASHERS = ["adiuva.accounts.hashers.Argon2id"]
+    found = overtaken(lambda: act(person), lambda: services.set_password(user=user, password=new))
+    assert found in (400, 401)
+    assert services.check_credentials(email=person.email, password=new)
