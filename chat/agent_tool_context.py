@@ -25,7 +25,8 @@ AGENTS: Final[Literal["agents"]] = "agents"
 _STATUS_EVERY_S: Final = 2.0
 # A wait ends this long before the time at which the turn stops waiting for tools.
 _SPARE_S: Final = 0.5
-# A turn does not start the same agent again within this time unless the user has said something meanwhile.
+# A turn does not start the same agent again within this time unless the user has said something meanwhile, or the
+# agent was only tried out.
 _NOT_AGAIN_S: Final = 60.0
 
 EndedBy = Literal["run", "time", "user"]
@@ -63,9 +64,9 @@ class AgentWork:
     on.
 
     `conclude_at`: the loop's time at which the turn stops waiting for tools. `waiting_for`: the runs that tools wait
-    for right now, by id, with their agents' names. `started`: the runs that the turn has started, by agent.
-    `asked_runs`: the runs whose end a tool has asked for, so that the turn may hold their watches; `answered_runs`:
-    those whose end a tool was told; `heard_runs`: those whose end the model was told.
+    for right now, by id, with their agents' names. `started`: the runs that the turn has started, by agent and by
+    whether they were dry. `asked_runs`: the runs whose end a tool has asked for, so that the turn may hold their
+    watches; `answered_runs`: those whose end a tool was told; `heard_runs`: those whose end the model was told.
     """
 
     request: ChatRequest
@@ -76,7 +77,7 @@ class AgentWork:
     show_status: Callable[[str], None]
     conclude_at: float | None
     waiting_for: dict[uuid.UUID, str] = field(default_factory=dict)
-    started: dict[uuid.UUID, Started] = field(default_factory=dict)
+    started: dict[tuple[uuid.UUID, bool], Started] = field(default_factory=dict)
     asked_runs: set[uuid.UUID] = field(default_factory=set)
     answered_runs: set[uuid.UUID] = field(default_factory=set)
     heard_runs: set[uuid.UUID] = field(default_factory=set)

@@ -64,7 +64,9 @@ async def run_agent(
         raise ToolException("Failed: max_documents is for dry runs.")
     found, mine = await find_agent(work, session, agent)
     name, loop_time = agent_label(session, found), work.now()
-    if (before := work.started.get(found.id)) is not None and before.is_recent(loop_time, work.heard):
+    if (before := work.started.get((found.id, dry_run))) is not None and before.is_recent(
+        loop_time, work.heard
+    ):
         age = int(loop_time - before.at)
         label = run_label(session, before.run_id)
         return f"Started by you {age} s ago in this conversation ({label}); nothing was started again."
@@ -89,7 +91,7 @@ async def run_agent(
         ) from None
     except (NoConnection, AdiuvaError) as error:
         raise ToolException(f"Failed: {error.message}.") from None
-    work.started[found.id] = Started(run.pk, loop_time, work.heard)
+    work.started[found.id, dry_run] = Started(run.pk, loop_time, work.heard)
     if wait_for_result:
         return await _wait(work, session, run.pk, found.name, wait_for_result, follow_up=follow_up)
     waits = f" “{one_line(is_away)}” is not connected: it begins once it is." if is_away else ""

@@ -144,6 +144,17 @@ async def test_no_agent_is_started_twice(desk: DeviceOwner, provider: Provider) 
     assert len(await mine(Run, desk)) == 2
 
 
+async def test_an_agent_that_was_tried_out_can_be_run_at_once(desk: DeviceOwner, provider: Provider) -> None:
+    desk.write("a.md", "do call Ada")
+    await desk.agent(name="Clients")
+    trial = Call("run_agent", {"agent": "Clients", "dry_run": True, "wait_for_result": 60})
+    model = script(provider, trial, Call("run_agent", {"agent": "Clients"}), "Started.")
+    async with connected(desk), chatting(desk) as client:
+        await client.say("try Clients out, and if it works, run it", device_id="desk")
+        assert model.told.startswith("Started “Clients” [")
+        assert [run.dry_run for run in await mine(Run, desk)] == [True, False]
+
+
 async def test_the_eleventh_run_an_hour_is_refused_in_words_but_not_in_another_conversation(
     web: str, person: Person, provider: Provider
 ) -> None:
