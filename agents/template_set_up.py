@@ -11,13 +11,14 @@ from typing import Any, Final
 from uuid import UUID
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Q, QuerySet
 
 from adiuva.core.errors import AdiuvaError, Invalid
-from agents import plugin_agents, services
+from agents import plugin_agents, services, set_up
 from agents.models import Agent, AgentType
 from agents.plugin_agents import MAILBOXES
-from agents.set_up import CannotSetUp
+from agents.set_up import CannotSetUp, PlannedChange
 from billing import entitlements
 from billing.marketplace import buying, installs
 from billing.marketplace.manifest import AgentTemplate, PluginKind
@@ -128,8 +129,17 @@ def _is_connected(user_id: UUID, kind: AgentType) -> bool:
     return True
 
 
-def install(user_id: UUID, chosen: ChosenTemplate) -> None:
-    """Install the template for the user, who has said yes. Raises CannotSetUp."""
+@transaction.atomic
+def install_and_save(user_id: UUID, chosen: ChosenTemplate, plan: PlannedChange) -> Agent | None:
+    """Install the template for the user, who has said yes, and save its agent: both, or neither.
+
+    Raises CannotSetUp, and what set_up.save does.
+    """
+    _install(user_id, chosen)
+    return set_up.save(plan)
+
+
+def _install(user_id: UUID, chosen: ChosenTemplate) -> None:
     if chosen.is_installed:
         return
     try:

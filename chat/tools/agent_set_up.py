@@ -93,9 +93,11 @@ async def set_up_agent(config: RunnableConfig, **arguments: Any) -> str:
     named |= {"agent": str(before.pk)} if before else {}
     await _confirm(work, session, plan, named, chosen.name if chosen else "")
     try:
-        if chosen is not None:
-            await db.run(template_set_up.install, work.user_id, chosen)
-        saved = await db.run(set_up.save, plan)
+        saved = (
+            await db.run(set_up.save, plan)
+            if chosen is None
+            else await db.run(template_set_up.install_and_save, work.user_id, chosen, plan)
+        )
     except AdiuvaError as error:
         raise ToolException(f"Failed: {error.message}. Nothing was saved.") from None
     if saved is None:

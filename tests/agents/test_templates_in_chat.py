@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from adiuva.core import db
-from agents.models import Agent
+from adiuva.core.errors import AdiuvaError
+from agents import template_set_up
+from agents.models import Agent, AgentType, CatchUp
+from agents.set_up import PlannedChange
 from billing.models import Plugin, PluginInstall
 from tests.agents.device_owner import connected, tasks_from_lines
 from tests.agents.test_agents_in_chat import CAN_ASK, chatting, mine, script
 from tests.agents.test_plugin_agents import AGENT, a_listed_template
+from tests.factories import somebody
 from tests.fakes.provider import Call, Provider
 
 if TYPE_CHECKING:
@@ -62,6 +69,19 @@ def named(agent: Any) -> str:
     from agents.run_reports import open_agent
 
     return open_agent(Agent.objects.select_related("user").get(pk=agent.pk)).name
+
+
+@pytest.mark.parametrize("why", ["the agent is refused", "the template has changed"])
+def test_a_template_whose_agent_cannot_be_saved_is_not_installed(db: None, why: str) -> None:
+    person, plugin = somebody(), a_listed_template()
+    chosen = template_set_up.choose(person.id, plugin.slug)
+    agent = Agent(user_id=person.id, type=AgentType.LOCAL_DIRECTORY)
+    plan = PlannedChange("insert", agent, values={"catch_up": CatchUp.WITHIN})  # without hours
+    if why == "the template has changed":
+        chosen = replace(chosen, template=chosen.template.model_copy(update={"prompt": "Before."}))
+    with pytest.raises(AdiuvaError):
+        template_set_up.install_and_save(person.id, chosen, plan)
+    assert not PluginInstall.objects.of(person.id).present().exists()
 
 
 async def test_a_template_that_cannot_be_used_is_told_and_nothing_is_asked(
