@@ -110,7 +110,8 @@ class SteerQueue:
         """Return the messages for the next call of the model."""
         self._in_call += self._waiting
         self._waiting.clear()
-        self.spoken.clear()
+        if not self._may_wait:
+            self.spoken.clear()
         return [steer.said.text for steer in self._in_call]
 
     def mark_read(self, call: int) -> None:

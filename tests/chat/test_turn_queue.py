@@ -21,6 +21,7 @@ from chat import conversations, lost_turns, turn_queue
 from chat.claimed_turn import Steered
 from chat.conversations import ConversationNotFound
 from chat.models import Conversation, Turn
+from chat.steering import SteerQueue
 from chat.turn_claims import AlreadyClaimed, BegunTurn, begin_turn
 from chat.turn_queue import ConversationBusy, QueueFull, TooManySteers
 from tests.chat.chat_client import (
@@ -258,6 +259,22 @@ def test_what_joined_a_turn_is_stored_once_with_the_time_and_the_call_that_read_
     found = conversations.read_messages(Conversation.objects.get(pk=running.conversation_id))
     assert [message["text"] for message in found] == ["First", "And more", "1"]
     assert found[1]["steered"] == {"at": heard.isoformat(), "call": 2}
+
+
+async def test_messages_beyond_what_a_call_takes_go_on_ending_waits_until_they_are_read(
+    person: Person,
+) -> None:
+    running = await db.run(claim, make_request(person.id, "First"))
+    here = {"conversation_id": str(running.conversation_id), "busy": "steer"}
+    for letter in "ab":
+        await db.run(claim, make_request(person.id, letter * 60_000, **here))
+    steers = SteerQueue(lambda read: None)
+    steers.look_again()
+    await steers.look(running)
+    assert [text[0] for text in steers.take()] == ["a"] and steers.spoken.is_set()
+    steers.mark_read(1)
+    await steers.look(running)
+    assert [text[0] for text in steers.take()] == ["b"] and not steers.spoken.is_set()
 
 
 # ── Through the socket ──────────────────────────────────────────────────────────────────────────────────
