@@ -74,7 +74,7 @@ def _due(model: type[Backup] | type[Record], before: dt.datetime) -> Iterator[Ba
     rows = rows.order_by("verified_at")
     while batch := list(rows.values_list("pk", flat=True)[:_AT_ONCE]):
         for pk in batch:
-            if (row := model._default_manager.filter(pk=pk).first()) is not None:
+            if (row := rows.filter(pk=pk).first()) is not None:  # it may have been purged meanwhile
                 yield row
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +14,9 @@ import pytest
 from django.db.models.functions import Now
 from rest_framework.test import APIClient
 
-from adiuva.vault import changes, sweep
+from adiuva.vault import changes, records, scrub, sweep
 from adiuva.vault.models import Record
+from adiuva.vault.records import Precondition
 from billing import plans
 from billing.models import StoredAmount
 from tests.factories import Person, somebody
@@ -212,6 +215,25 @@ def test_a_deleted_record_comes_back_within_a_week(rest: httpx.Client, mara: Per
     assert row.blob is None
     (tombstone,) = rest.get("/storage/changes").json()["changes"]
     assert (tombstone["id"], tombstone["deleted"]) == (made, True)
+
+
+def test_a_record_that_is_purged_while_others_are_verified_is_not_damaged(db: None) -> None:
+    mara, long_ago = payer(), dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+    for data in (sealed(), sealed()):
+        given = records.inline(data, hashlib.sha256(data).digest())
+        made, _ = records.create(user_id=mara.id, table="notes", content=given)
+    records.delete(user_id=mara.id, record_id=made.id, when=Precondition())
+    mine = Record.objects.of(mara.id)
+    for number, row in enumerate(mine.order_by("number")):
+        mine.filter(pk=row.pk).update(verified_at=long_ago + dt.timedelta(days=number))
+    due = scrub._due(Record, long_ago + dt.timedelta(days=9))
+    scrub._verify(next(due), found := scrub.ScrubCounts())
+    mine.filter(pk=made.pk).update(deleted_at=Now() - sweep.UNDELETE_WITHIN)
+    sweep.purge()
+    for row in due:
+        scrub._verify(row, found)
+    assert (found.checked, found.corrupt) == (1, 0)
+    assert not mine.filter(corrupt=True).exists()
 
 
 def test_parts_of_a_record_are_read_by_range(rest: httpx.Client) -> None:
