@@ -236,14 +236,23 @@ class MemoryContext:
     # ── Deferred calls outlive their turn, and labels do not ────────────────────────────────────────────
 
     def with_entry_id(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return a call's arguments, with the entry's id in place of its label."""
+        """Return a call's arguments, with the entry's id and text in place of its label."""
         known = self.entry_by_label(arguments.get(MEMORY))
-        return arguments | {MEMORY: str(known.id)} if known else arguments
+        return arguments | {MEMORY: [str(known.id), known.key, known.content]} if known else arguments
 
     async def with_label(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `with_entry_id`, with a label of this turn in place of the id."""
-        known = await db.run(recall.read_entry, self.user_id, uuid.UUID(arguments[MEMORY]))
-        return arguments | {MEMORY: self.label(known) if known else "m0"}
+        """Return the arguments of `with_entry_id`, with a label of this turn in place of the id and text.
+
+        It is the label of no entry if the entry says something else by now: the user was asked about another text.
+        """
+        entry_id, *asked = arguments[MEMORY]
+        known = await self.read(uuid.UUID(entry_id))
+        is_same = known is not None and [known.key, known.content] == asked
+        return arguments | {MEMORY: self.label(known) if known and is_same else "m0"}
+
+    async def read(self, entry_id: uuid.UUID) -> RecalledEntry | None:
+        """Return a current entry as it is now."""
+        return await db.run(recall.read_entry, self.user_id, entry_id)
 
 
 def recall_at_once(request: ChatRequest, claimed: ClaimedTurn) -> RecallResult | None:

@@ -28,7 +28,7 @@ from memory import entries, entry_content, forgetting, grounding, intent, taking
 from memory.entries import EntryDetails, Remembered, RememberOutcome
 from memory.models import Entry, Tier
 from memory.preferences import MemoryOff
-from memory.recall import RecalledEntry, read_entry
+from memory.recall import RecalledEntry
 
 _Label = Annotated[str, Field(description="such as m3")]
 _NOT_USERS_WORDS: Final = (
@@ -41,6 +41,10 @@ _PROPOSED: Final = (
 _NOT_NAMED: Final = (
     "Failed: this would take the place of what is remembered as {known}. Ask the user to say what it is about and what "
     "holds instead."
+)
+
+_CHANGED: Final = (
+    "Failed: this memory has changed since the user was asked. Now it says: {line}. Ask once more."
 )
 
 
@@ -125,7 +129,7 @@ async def correct(config: RunnableConfig, memory: _Label, content: str) -> str:
 async def forget(config: RunnableConfig, memory: _Label) -> str:
     """Forget one memory for good, because the user wishes it."""
     context = memory_context_of(config)
-    found = _require_entry(context, memory)
+    found = await _require_unchanged_entry(context, memory)
     if not await _run_service(forgetting.forget, user_id=context.user_id, ids=[found.id]):
         raise _no_such_label(memory)
     return f"Forgotten: {entry_text(found)}"
@@ -135,7 +139,7 @@ async def forget(config: RunnableConfig, memory: _Label) -> str:
 async def take_back(config: RunnableConfig, memory: _Label) -> str:
     """Undo all that the message which last changed a memory did to the memory."""
     context = memory_context_of(config)
-    found = _require_entry(context, memory)
+    found = await _require_unchanged_entry(context, memory)
     source = await db.run(taking_back.latest_turn, context.user_id, found.id)
     if source is None:
         of_run = await db.run(taking_back.is_of_run, context.user_id, found.id)
@@ -181,7 +185,7 @@ async def _run_service(service: Callable[..., Any], **given: Any) -> Any:
 
 
 async def _entry_line(memory: MemoryContext, entry_id: Any) -> str:
-    found: RecalledEntry | None = await db.run(read_entry, memory.user_id, entry_id)
+    found = await memory.read(entry_id)
     return memory.entry_line(found) if found else "(gone meanwhile)"
 
 
@@ -189,6 +193,17 @@ def _require_entry(memory: MemoryContext, label: str) -> RecalledEntry:
     found = memory.entry_by_label(label)
     if found is None:
         raise _no_such_label(label)
+    return found
+
+
+async def _require_unchanged_entry(memory: MemoryContext, label: str) -> RecalledEntry:
+    """Return the entry of a label, which the user was asked about and may have waited with the answer."""
+    found = _require_entry(memory, label)
+    now = await memory.read(found.id)
+    if now is None:
+        raise _no_such_label(label)
+    if (now.key, now.content) != (found.key, found.content):
+        raise ToolException(_CHANGED.format(line=memory.entry_line(now)))
     return found
 
 

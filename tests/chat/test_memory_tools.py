@@ -387,6 +387,47 @@ async def test_what_no_message_wrote_cannot_be_taken_back(
     assert answer == f"Failed: this was written {by}; forget it or correct it instead."
 
 
+async def test_in_words_a_yes_forgets_nothing_that_has_changed_since_it_was_asked_about(
+    chat_web: str, person: Person, provider: Provider
+) -> None:
+    rate = await put(person, Tier.CORE, "70", key="rate")
+    async with connect(chat_web, person) as client:
+        provider.script(Call("forget", {"memory": "m1"}), "It waits for your yes.")
+        stream = await client.say("forget my rate")
+        assert "**Forget the memory “rate: 70”?** Answer yes" in stream.text
+        await put(person, Tier.CORE, "90", key="rate")
+
+        def obey(request: Any) -> Any:
+            tail = request.body["messages"][-1]["content"]
+            (label,) = re.findall(r'forget {"memory":"(\w+)"}', tail)
+            return Call("forget", {"memory": label})
+
+        provider.script(obey, "It has changed.")
+        await client.say("yes", conversation_id=conversation_of(stream))
+    assert prompt_messages(provider.last) == ["Failed: there is no memory with the label m0."]
+    assert (await kept(person))["90"].pk == rate.pk
+
+
+@pytest.mark.parametrize("tool", ["forget", "take_back"])
+async def test_a_yes_to_what_a_memory_no_longer_says_does_nothing(
+    chat_web: str, person: Person, provider: Provider, tool: str
+) -> None:
+    async with connect(chat_web, person, capabilities=CAN_ASK) as client:
+        await misunderstand(client, person, provider)
+        provider.script(Call(tool, {"memory": "m1"}), "It has changed.")
+        key = await client.ask("what of the rate?")
+        question = await client.asked_for(key)
+        assert "“rate: 90”" in question["summary"]
+        await put(person, Tier.CORE, "95", key="rate")
+        await client.decide(question["id"], True)
+        await client.ended(key)
+    [answer] = prompt_messages(provider.last)
+    assert answer.startswith(
+        "Failed: this memory has changed since the user was asked. Now it says: [m1] rate: 95"
+    )
+    assert set(await kept(person)) == {"95", "Bob pays late"}
+
+
 # ── Off ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
