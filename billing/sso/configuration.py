@@ -36,6 +36,11 @@ class NoProvider(NotFound):
         super().__init__("this team has no single sign-on")
 
 
+class NoSuchDomain(NotFound):
+    def __init__(self) -> None:
+        super().__init__("there is no such domain")
+
+
 class NotReady(Conflict):
     """It cannot be required yet."""
 
@@ -208,7 +213,7 @@ def prove_domain(*, owner_id: UUID, domain_id: UUID) -> Domain:
     """Prove a domain by its DNS record. A team that has proven it before, and whose record is gone, loses it.
     Blocks.
 
-    Raises NoProvider, NotFound, DomainUnproven, DomainTaken, DnsAway.
+    Raises NoProvider, NoSuchDomain, DomainUnproven, DomainTaken, DnsAway.
     """
     found = _domain_of(owner_id, domain_id)
     if found.proven_at is not None:
@@ -219,7 +224,8 @@ def prove_domain(*, owner_id: UUID, domain_id: UUID) -> Domain:
     try:
         with transaction.atomic():
             found.proven_at = timezone.now()
-            found.save(update_fields=["proven_at"])
+            if not Domain.objects.filter(pk=found.pk).update(proven_at=found.proven_at):
+                raise NoSuchDomain  # removed while its record was read
             events.note(found.provider.team_id, Kind.DOMAIN_PROVEN, user_id=owner_id, code=str(found.pk))
     except IntegrityError:
         raise DomainTaken from None
@@ -228,7 +234,7 @@ def prove_domain(*, owner_id: UUID, domain_id: UUID) -> Domain:
 
 @transaction.atomic
 def remove_domain(*, owner_id: UUID, domain_id: UUID) -> None:
-    """Remove a domain: its addresses can no longer sign in this way. Raises NotFound."""
+    """Remove a domain: its addresses can no longer sign in this way. Raises NoSuchDomain."""
     found = _domain_of(owner_id, domain_id)
     events.note(found.provider.team_id, Kind.DOMAIN_REMOVED, user_id=owner_id, code=str(found.pk))
     found.delete()
@@ -237,7 +243,7 @@ def remove_domain(*, owner_id: UUID, domain_id: UUID) -> None:
 def _domain_of(owner_id: UUID, domain_id: UUID) -> Domain:
     found = of_owner(owner_id).domains.select_related("provider").filter(pk=domain_id).first()
     if found is None:
-        raise NotFound("there is no such domain")
+        raise NoSuchDomain
     return found
 
 

@@ -90,6 +90,19 @@ def test_a_change_does_not_bring_back_a_provider_that_was_removed(committed_team
     assert not IdentityProvider.objects.filter(team=team.team).exists()
 
 
+def test_a_domain_that_is_removed_while_its_record_is_read_is_not_found(
+    team: TeamOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = team.add("other.example").data
+
+    def read(name: str, token: str) -> None:
+        Domain.objects.filter(pk=added["id"]).delete()
+
+    monkeypatch.setattr("billing.sso.domains.require_proven", read)
+    assert team.rest.post(f"/api/v1/billing/team/sso/domains/{added['id']}").status_code == 404
+    assert not Domain.objects.filter(name="other.example").exists()
+
+
 def test_silent_name_servers_are_said_to_be_and_change_nothing(
     team: TeamOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
