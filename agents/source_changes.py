@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
-from uuid import UUID, uuid5
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from django.db import transaction
@@ -50,11 +50,12 @@ _STAYS: Final[Mapping[str, str]] = {
 class _Sent:
     """A change that was sent to the device. `updates` is None for a withdrawal.
 
-    `before`: the older values of the updated columns; of a withdrawn row, all.
+    `before`: the older values of the updated columns; of a withdrawn row, all. `call`: the call's id.
     """
 
     updates: dict[str, Any] | None
     before: dict[str, Any]
+    call: str
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,14 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
     settled: list[_Settled] = []
     going: list[_Row] = []
     before: dict[UUID, Mapping[str, Any]] = {}
+    sent_calls: dict[UUID, str] = {}
     for row, answer in zip(rows, found, strict=True):
         now = answer.row
         if answer.error is not None:
             settled.append(_Settled(row, stays="refused"))
         elif now is None and row.updates is None and row.sent is not None and row.sent.updates is None:
             going.append(row)  # the delete is sent again, to learn whether it was ours
-            before[row.id] = row.sent.before
+            before[row.id], sent_calls[row.id] = row.sent.before, row.sent.call
         elif now is None:
             settled.append(_Settled(row, is_gone=True))
         else:
@@ -154,9 +156,11 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
     used = await _in_use(link, [row for row in going if row.updates is None and row.table == "tasks"])
     settled += [_Settled(row, stays="in_use") for row in going if row.id in used]
     going = [row for row in going if row.id not in used]
-    if going:
-        await db.run(_note_sent, claimed, [(row, before[row.id]) for row in going])
-    outcomes = await link.send_calls([_call(row) for row in going]) if going else []
+    calls = [_call(row, sent_calls.get(row.id)) for row in going]
+    if calls:
+        sending = [(row, before[row.id], call.id) for row, call in zip(going, calls, strict=True)]
+        await db.run(_note_sent, claimed, sending)
+    outcomes = await link.send_calls(calls) if calls else []
     for row, outcome in zip(going, outcomes, strict=True):
         match outcome:
             case ToolResultBody(error=None, deleted=False) if row.updates is None:
@@ -195,14 +199,15 @@ def _reason(row: _Row, now: Mapping[str, Any], earlier: Mapping[str, Any] | None
 
 
 @transaction.atomic
-def _note_sent(claimed: ClaimedRun, going: Sequence[tuple[_Row, Mapping[str, Any]]]) -> None:
-    """Note which changes are about to be sent, each with the row before it."""
+def _note_sent(claimed: ClaimedRun, sending: Sequence[tuple[_Row, Mapping[str, Any], str]]) -> None:
+    """Note which changes are about to be sent, each with the row before it and the call's id."""
     claimed_runs.held(claimed)
-    found = FoundRecord.objects.in_bulk([row.id for row, _ in going])
-    for row, before in going:
+    found = FoundRecord.objects.in_bulk([row.id for row, _, _ in sending])
+    for row, before, call in sending:
         if (record := found.get(row.id)) is not None:
             names = before if row.updates is None else row.updates
-            sent = {"updates": row.updates, "before": {name: before.get(name) for name in names}}
+            old = {name: before.get(name) for name in names}
+            sent = {"updates": row.updates, "before": old, "call": call}
             said = FoundRecord.pending.unseal_from(claimed.cipher, record) | {"sent": sent}
             record.pending = FoundRecord.pending.seal(claimed.cipher, said, record.pk)
     FoundRecord.objects.bulk_update(found.values(), ["pending"])
@@ -227,17 +232,12 @@ async def _in_use(link: DeviceLink, rows: Sequence[_Row]) -> set[UUID]:
     return {row.id for row, answer in zip(rows, answers, strict=True) if answer.rows is None or answer.rows}
 
 
-def _call(row: _Row) -> ToolCall:
-    """Return the change as a call. Its id comes from the record and the change, so a second attempt repeats it."""
+def _call(row: _Row, call_id: str | None) -> ToolCall:
+    """Return the change as a call. Its id is new, unless it is sent once more: the same change may come again, and a
+    device answers an id that it knows without doing anything."""
     if row.updates is None:
-        return new_call("delete", row.table, data={"id": row.row_id}, call_id=str(uuid5(row.id, "withdraw")))
-    said = json.dumps([row.hash.hex() if row.hash else "", row.updates], sort_keys=True)
-    return new_call(
-        "update",
-        row.table,
-        data={"id": row.row_id, "updates": row.updates},
-        call_id=str(uuid5(row.id, f"follow {said}")),
-    )
+        return new_call("delete", row.table, data={"id": row.row_id}, call_id=call_id)
+    return new_call("update", row.table, data={"id": row.row_id, "updates": row.updates})
 
 
 @transaction.atomic

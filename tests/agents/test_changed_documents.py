@@ -131,6 +131,37 @@ async def test_a_row_that_the_user_has_touched_stays_and_the_run_says_what_chang
     assert sum("not in its source any more" in words for words in stays) == 1
 
 
+async def test_a_change_that_comes_again_is_brought_again(desk: DeviceOwner, provider: Provider) -> None:
+    provider.default = Reader()
+    dates = ["2026-12-03", "2026-12-10"] * 3
+    seen = []
+    async with connected(desk):
+        agent = await desk.agent()
+        for date in dates:
+            desk.write("plan.md", text_of(replace(CALL, date=date)))
+            await desk.run(agent)
+            seen += [row["dueDate"] for row in desk.rows("tasks")]
+    assert seen == [day(date) for date in dates]
+
+
+async def test_a_row_that_an_undo_brought_back_is_withdrawn_again(
+    desk: DeviceOwner, provider: Provider
+) -> None:
+    provider.default = Reader()
+    there = []
+    async with connected(desk):
+        agent = await desk.agent()
+        desk.write("plan.md", text_of(CALL, OFFER))
+        await desk.run(agent)
+        for number in range(2):
+            desk.write("plan.md", text_of(OFFER) + f"\nversion {number}")
+            run = (await desk.run(agent))["id"]
+            there.append(len(desk.rows("tasks")))
+            await desk.rest.post(f"/agents/runs/{run}/undo")
+            there.append(len(desk.rows("tasks")))
+    assert there == [1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("touch", [{"title": "my own words"}, {}])
 async def test_a_row_that_the_user_has_changed_as_its_source_did_stays_the_users(
     desk: DeviceOwner, provider: Provider, touch: dict[str, Any]
