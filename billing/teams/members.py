@@ -291,7 +291,7 @@ def _end(membership: Membership, owner_id: UUID) -> None:
 def dissolve(owner_id: UUID) -> None:
     """Dissolve a team, in the transaction that deletes its owner's account: members fall back to plans of their own."""
     members = Membership.objects.filter(team__owner_id=owner_id, user__isnull=False)
-    ids = sorted(members.values_list("user_id", flat=True), key=str)
+    there = seats.lock_members(members.values_list("user_id", flat=True))
     Team.objects.filter(owner_id=owner_id).delete()
-    for user_id in ids:
+    for user_id in there:
         tiers.recompute(user_id)

@@ -25,7 +25,7 @@ from billing.payments.stripe_api import SubscriptionState
 from billing.teams import members, seats
 from billing.teams.models import Membership, Team
 from tests.billing.marketplace.factories import a_developer, a_listed_plugin
-from tests.conflicts import conflicts_of
+from tests.conflicts import conflicts_of, overtaken
 from tests.factories import Person, somebody
 
 pytestmark = pytest.mark.usefixtures("committed_db")
@@ -201,6 +201,14 @@ def test_seats_that_are_lost_and_a_member_who_deletes_their_account(settings: An
         assert seats.settle(owner.id) == 1
 
     assert not conflicts_of(fewer_seats, deletion_of(member), times=20)
+
+
+def test_an_owner_and_a_member_who_delete_their_accounts() -> None:
+    member = somebody()
+    owner = owner_of(member)
+    assert not conflicts_of(deletion_of(owner), deletion_of(member), times=20)
+    overtaken(deletion_of(owner), deletion_of(member))
+    assert not User.objects.filter(pk__in=[owner.id, member.id]).exists()
 
 
 def test_a_member_who_is_removed_and_deletes_their_account() -> None:
