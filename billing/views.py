@@ -70,7 +70,7 @@ class SubscriptionView(APIView):
         responses={
             200: SubscriptionSerializer,
             202: OpenApiResponse(SubscriptionSerializer, "The payment service is away; it is told later."),
-            **error_responses(401, 404, 409),
+            **error_responses(401, 404, 409, 502),
         },
     )
     def delete(self, request: Request) -> Response:

@@ -201,6 +201,7 @@ _MEANINGS = {
     416: "There are fewer bytes than that.",
     423: "Another request is at it.",
     429: "Too many tries; see Retry-After.",
+    502: "Another service refused it.",
     503: "Something is away for now.",
     507: "The server has no room for it.",
 }

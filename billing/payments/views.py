@@ -28,7 +28,7 @@ class CheckoutView(APIView):
         summary="The page on which a plan is paid",
         operation_id="billing_checkout",
         request=CheckoutSerializer,
-        responses={200: CheckoutAddressSerializer, **error_responses(400, 401, 409, 503)},
+        responses={200: CheckoutAddressSerializer, **error_responses(400, 401, 409, 502, 503)},
     )
     def post(self, request: Request) -> Response:
         body = CheckoutSerializer(data=request.data)
@@ -44,7 +44,7 @@ class PortalView(APIView):
         summary="The page for cards and invoices",
         operation_id="billing_portal",
         request=None,
-        responses={200: PortalAddressSerializer, **error_responses(401, 404, 503)},
+        responses={200: PortalAddressSerializer, **error_responses(401, 404, 502, 503)},
     )
     def post(self, request: Request) -> Response:
         url = subscribing.open_portal(user_id=user_id(request))
@@ -61,7 +61,7 @@ class ResumeView(APIView):
         responses={
             200: SubscriptionSerializer,
             202: OpenApiResponse(SubscriptionSerializer, "The payment service is away; it is told later."),
-            **error_responses(401, 404, 409),
+            **error_responses(401, 404, 409, 502),
         },
     )
     def post(self, request: Request) -> Response:

@@ -75,7 +75,7 @@ class SeatsView(APIView):
         responses={
             200: TeamSerializer,
             202: OpenApiResponse(TeamSerializer, "The payment service is away; it is told later."),
-            **error_responses(400, 401, 402, 404, 409),
+            **error_responses(400, 401, 402, 404, 409, 502),
         },
     )
     def put(self, request: Request) -> Response:
