@@ -22,6 +22,7 @@ from adiuva.core.leases import Lease, LeaseLost
 from adiuva.core.outages import store_of
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.link_errors import DeviceCannotSave
 from adiuva.devices.models import Device
 from adiuva.devices.outbox import PendingRecord
 from adiuva.devices.protocol import ToolResultBody
@@ -50,6 +51,8 @@ async def deliver_records(
     if not dedupes:
         unknown.clear()  # the device must not get these twice, so they are settled as uncertain
     await settle({key: outcome for key, outcome in outcomes.items() if key not in unknown})
+    if cannot_save := next((o for o in outcomes.values() if isinstance(o, DeviceCannotSave)), None):
+        raise DeviceSilent(cannot_save.code)
     if unknown:  # these keep waiting, and are sent again as the same calls
         raise DeviceSilent if await link.is_current() else DeviceOffline
     if any(isinstance(outcome, DeviceOffline) for outcome in outcomes.values()):

@@ -254,6 +254,7 @@ _PROBLEM_TEXTS = {
     "no_connection": gettext_noop("its account is not connected any more"),
     "deadline": gettext_noop("it took longer than a run may take"),
     "device_silent": gettext_noop("the device is connected and does not answer"),
+    "device_cannot_save": gettext_noop("the device could not save it; its disk may be full"),
     "device_never_came": gettext_noop("its device did not connect in time"),
     "slot_missed": gettext_noop("its device connected too late for it"),
     "never_connected_again": gettext_noop("its account was not connected again in time"),

@@ -47,7 +47,11 @@ _MAX_COUNT: Final = 100_000_000
 
 
 class DeviceSilent(Exception):
-    """The device is connected but does not answer."""
+    """The device is connected but does not answer, or, with another `code`, it answers that it cannot work now."""
+
+    def __init__(self, code: str = "device_silent") -> None:
+        super().__init__(code)
+        self.code = code
 
 
 async def list_projects(link: DeviceLink) -> dict[str, str]:

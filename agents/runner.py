@@ -152,9 +152,9 @@ class Execution:
             await self._stop(Run.State.CANCELLED, "cancelled")
         except _DeadlineReached:
             await self._stop(Run.State.TIMEOUT, "deadline")
-        except DeviceSilent:
-            if not await self._retry_later("device_silent"):
-                await self._stop(Run.State.TIMEOUT, "device_silent")
+        except DeviceSilent as silent:
+            if not await self._retry_later(silent.code):
+                await self._stop(Run.State.TIMEOUT, silent.code)
         except ModelKeepsFailing as failure:
             await self._model_unavailable(failure)
         except llm.WorkBudgetSpent as error:

@@ -375,7 +375,7 @@ export interface ToolResult {
   deleted?: boolean | null;
   ok?: boolean | null;
   error?: string | null;
-  /** with an error: too_large if the result does not fit into a frame; the server then asks for less (protocol 2) */
+  /** with an error: too_large if the result does not fit into a frame; the server then asks for less. not_saved if nothing could be stored, such as on a full disk; the server may then send the call again later (protocol 2) */
   code?: string | null;
   type: "tool_result";
 }
@@ -388,7 +388,7 @@ export interface ToolResultBody {
   deleted?: boolean | null;
   ok?: boolean | null;
   error?: string | null;
-  /** with an error: too_large if the result does not fit into a frame; the server then asks for less (protocol 2) */
+  /** with an error: too_large if the result does not fit into a frame; the server then asks for less. not_saved if nothing could be stored, such as on a full disk; the server may then send the call again later (protocol 2) */
   code?: string | null;
 }
 

@@ -39,6 +39,15 @@ class DeviceUnreachable(DeviceOffline):
         Unavailable.__init__(self, "the server cannot reach the device for now")
 
 
+class DeviceCannotSave(Unavailable):
+    """Error of a device that could store nothing, such as on a full disk: nothing happened."""
+
+    code = "device_cannot_save"
+
+    def __init__(self) -> None:
+        super().__init__("the device could not save it; its disk may be full")
+
+
 class DeviceRefused(AdiuvaError):
     """Error of the device's own, in answer to a call."""
 

@@ -24,14 +24,18 @@ from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import AdiuvaError
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.link_errors import DeviceCannotSave
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import Origin, TableName, ToolResultBody
 from adiuva.devices.tables import TABLES
+from adiuva.devices.tool_results import NOT_SAVED
 
 State = OutboxRecord.State
 # Undelivered records expire after this time. As a device keeps the ids that it has applied no longer, those that it may
 # have become uncertain instead, and are never sent again.
 KEEP_UNDELIVERED: Final = dt.timedelta(days=30)
+# With these outcomes the device does not have the record, and it waits.
+_NOTHING_HAPPENED: Final = (DeviceOffline, DeviceCannotSave)
 # A change of these columns does not count as an edit by the user.
 _NOT_EDITED_BY_USER: Final = ("isApproved", "updatedAt")
 
@@ -206,10 +210,12 @@ async def deliver(
     except DeviceOffline as offline:
         answers = [offline for _ in calls]
     for record, answer in zip(sending, answers, strict=True):
-        outcomes[record.id] = answer
+        is_saved = not isinstance(answer, ToolResultBody) or answer.error is None or answer.code != NOT_SAVED
+        outcomes[record.id] = answer if is_saved else DeviceCannotSave()
     unsent = {key: answer for key, answer in outcomes.items() if isinstance(answer, DeviceOffline)}
-    if marked and unsent:
-        await db.run(_mark_unsent, list(unsent))
+    not_there = [key for key, answer in outcomes.items() if isinstance(answer, _NOTHING_HAPPENED)]
+    if marked and not_there:
+        await db.run(_mark_unsent, not_there)
     unknown = [key for key, answer in outcomes.items() if isinstance(answer, OutcomeUnknown)]
     if unknown:
         await db.run(mark_sent, unknown)
@@ -232,7 +238,8 @@ def settle(
     outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError],
     tables: Mapping[uuid.UUID, str] | None = None,
 ) -> dict[uuid.UUID, State]:
-    """Write the outcomes of records; those that were not sent stay queued. Returns the new states of the others.
+    """Write the outcomes of records; those that were not sent, or not saved, stay queued. Returns the others' new
+    states.
 
     `tables` are those of the records, which are looked up if they are not at hand.
     """
@@ -254,11 +261,11 @@ def settle_values(
     outcomes: Mapping[uuid.UUID, ToolResultBody | AdiuvaError],
     tables: Mapping[uuid.UUID, str],
 ) -> dict[str, list[Any]]:
-    """Return the parameters of SETTLE_SQL for records with tables named by `tables`; without those that were not
-    sent."""
+    """Return the parameters of SETTLE_SQL for records with tables named by `tables`; without those that stay
+    queued."""
     settled: dict[str, list[Any]] = {"ids": [], "states": [], "row_ids": [], "row_hashes": []}
     for key, outcome in outcomes.items():
-        if isinstance(outcome, DeviceOffline) or key not in tables:
+        if isinstance(outcome, _NOTHING_HAPPENED) or key not in tables:
             continue
         row_id = hashed = None
         if isinstance(outcome, AdiuvaError):

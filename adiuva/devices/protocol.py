@@ -137,7 +137,8 @@ class ToolResultBody(Received):
     error: str | None = None
     code: str | None = Field(
         default=None,
-        description="with an error: too_large if the result does not fit into a frame; the server then asks for less",
+        description="with an error: too_large if the result does not fit into a frame; the server then asks for less. "
+        "not_saved if nothing could be stored, such as on a full disk; the server may then send the call again later",
         json_schema_extra=SINCE_2,
     )
 

@@ -15,6 +15,8 @@ from adiuva.devices.protocol import Data, ToolResult, ToolResultBody
 
 MALFORMED: Final = "malformed"
 TOO_LARGE: Final = "too_large"
+# The device's own code: it could store nothing, so nothing happened.
+NOT_SAVED: Final = "not_saved"
 _WORDS: Final = {
     MALFORMED: "the device's answer cannot be read",
     TOO_LARGE: "the device's answer is too large for a frame",

@@ -17,6 +17,7 @@ from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.models import OutboxRecord
 from agents import delivery, journal, run_release, runs, services
 from agents.claimed_runs import ClaimedRun
+from agents.local_folders import DeviceSilent
 from agents.models import Agent, Run
 from tests.agents.factories import (
     API,
@@ -219,3 +220,21 @@ async def test_records_whose_answer_was_lost_do_not_expire_as_if_they_had_never_
 
     assert await db.run(found_again_after_a_month) == []
     assert await db.run(states, *ids) == ["uncertain"]
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+async def test_records_that_a_device_could_not_save_wait_until_it_can(person: Person, protocol: int) -> None:
+    full = {"error": "the device could not save this (database or disk is full)", "code": "not_saved"}
+    claimed, device, ids = await db.run(create_waiting, person.id, "a", "b")
+    async with (
+        DeviceLink(person.id, device, wait_s=20) as link,
+        Local("http://local", person.access_token) as socket,
+    ):
+        answers = [lambda call: {"id": call["id"], **full}, result]
+        async with answering(socket, protocol, answer=lambda call: answers[0](call), device_id="desk"):
+            with pytest.raises(DeviceSilent, match="device_cannot_save"):
+                await deliver(link, claimed)
+            assert await db.run(states, *ids) == ["waiting", "waiting"]
+            del answers[0]
+            await deliver(link, claimed)
+    assert await db.run(states, *ids) == ["delivered", "delivered"]

@@ -271,6 +271,26 @@ def test_results_are_kept_over_a_restart_and_for_thirty_days(tmp_path: Path) -> 
         assert apply() == 2
 
 
+def test_a_write_that_a_full_disk_does_not_take_is_not_refused_for_good(store: Store) -> None:
+    (used,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {used}")
+    note = {"title": "Minutes", "content": "x" * 100_000}
+    result = call(store, "insert", "notes", id="note", data=note)
+    assert (result["code"], "full" in result["error"]) == ("not_saved", True)
+    store._db.execute("PRAGMA max_page_count = 100000")
+    assert call(store, "insert", "notes", id="note", data=note)["row"]["title"] == "Minutes"
+
+
+def test_an_error_of_the_database_that_will_not_pass_has_no_code(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise sqlite3.ProgrammingError("a mistake of ours")
+
+    monkeypatch.setattr(store, "_insert", fail)
+    assert call(store, "insert", "tasks", data={"title": "x"}).keys() == {"id", "error"}
+
+
 def test_a_file_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path: Path) -> None:
     file = tmp_path / "data.sqlite3"
     with sqlite3.connect(file) as db:

@@ -15,6 +15,7 @@ CODE = re.compile(r'(?:code(?:, status)? = |code=|BadFrame\(|_refused\(|LimitRea
 # Answers of REST alone, or of a call to its caller in the server.
 ELSEWHERE = {
     "conflict",
+    "device_cannot_save",
     "device_refused",
     "error",
     "flow_exceeded",

@@ -26,6 +26,16 @@ from adiuva.devices.tables import TABLES, Column, Table, is_value
 
 DATA_FILE: Final = "data.sqlite3"  # in a workspace
 KEEP_CALLS_MS: Final = 30 * 24 * 3600 * 1000
+# SQLite's errors that have nothing to do with the call, so that it may succeed later.
+_MAY_PASS: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
 _DAY_MS: Final = 24 * 3600 * 1000
 _INDEXED: Final = ("projectId", "taskId", "clientId")
 
@@ -91,8 +101,10 @@ class Store:
                     self._forget_old_calls()
                     return [self._apply(call) for call in calls]
             except sqlite3.Error as error:
-                reason = f"the device could not save this ({error})"
-                return [{"id": call["id"], "error": reason} for call in calls]
+                failed = {"error": f"the device could not save this ({error})"}
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _MAY_PASS:
+                    failed["code"] = "not_saved"
+                return [{"id": call["id"], **failed} for call in calls]
 
     def _apply(self, call: Call) -> Row:
         action = call.get("action")
