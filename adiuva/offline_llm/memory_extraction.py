@@ -140,7 +140,7 @@ def _labelled_lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _known_entries(text: str) -> Iterator[dict[str, str]]:
-    for line in text.splitlines():
+    for line in text.split("\n"):  # JSON may hold the other ends of lines
         try:
             row = json.loads(line)
         except ValueError:
