@@ -309,7 +309,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('name_sealed', models.BinaryField(help_text="with the owner's key", null=True)),
-                ('seats_given', models.PositiveIntegerField(default=0, help_text="By staff, while the owner has a team's plan; what is paid counts if it is more.")),
+                ('seats_given', models.PositiveIntegerField(default=0, help_text="Counts while staff give the owner a team's plan; what is paid counts if it is more.")),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False)),
                 ('owner', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, related_name='team', to=settings.AUTH_USER_MODEL)),
             ],

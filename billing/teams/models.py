@@ -34,7 +34,8 @@ class Team(models.Model):
     owner = models.OneToOneField(settings.AUTH_USER_MODEL, models.CASCADE, related_name="team")
     name_sealed = SealedTextField(null=True, help_text="with the owner's key")
     seats_given = models.PositiveIntegerField(
-        default=0, help_text="By staff, while the owner has a team's plan; what is paid counts if it is more."
+        default=0,
+        help_text="Counts while staff give the owner a team's plan; what is paid counts if it is more.",
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 

@@ -13,6 +13,8 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Coalesce
 
 from adiuva.accounts.keys import NoSuchUser
 from adiuva.accounts.models import User
@@ -102,11 +104,25 @@ def settle(owner_id: UUID) -> int:
     return len(changed)
 
 
+def _with_too_few_seats() -> QuerySet[Team]:
+    """Return teams that have more members on seats than is paid for, and no plan of staff's that gives them more."""
+    plans, owner = Plan.objects.filter(per_seat=True).values("tier"), OuterRef("owner_id")
+    given = Override.objects.live().filter(user_id=owner, tier__in=plans)
+    paid = Subscription.objects.giving().filter(user_id=owner, tier__in=plans).values("quantity")[:1]
+    seated = Count("memberships", filter=Q(memberships__state=Membership.State.ACTIVE))
+    short = Team.objects.filter(~Exists(given)).alias(seated=seated)
+    return short.filter(seated__gte=Coalesce(Subquery(paid), 1))  # one seat is the owner's
+
+
 def sweep() -> int:
-    """Give away seats that became free by themselves, as when a member's account is deleted."""
-    waiting = Team.objects.filter(memberships__state=Membership.State.OVER_LIMIT).distinct()
+    """Give away seats that became free by themselves, as when a member's account is deleted, and take those that ended
+    by themselves, as with a plan that staff gave."""
+    waiting = Team.objects.filter(memberships__state=Membership.State.OVER_LIMIT)
+    owners = set(waiting.values_list("owner_id", flat=True))
+    if settings.PLANS:
+        owners.update(_with_too_few_seats().values_list("owner_id", flat=True))
     changed = 0
-    for owner_id in waiting.values_list("owner_id", flat=True):
+    for owner_id in owners:
         try:
             with db.conflicts_put_off("team.not_settled", user_id=str(owner_id)):
                 changed += settle(owner_id)

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 from django.db import connections
+from django.db.models.functions import Now
+from django.utils.timezone import now
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
 from billing import tiers
 from billing.entitlements import QuotaExceeded
+from billing.models import Customer
+from billing.payments.models import Subscription
 from billing.teams import members, seats
 from billing.teams.models import Membership, Team
 from tests.factories import Person, somebody
@@ -76,6 +80,27 @@ def test_whoever_waits_without_a_seat_gets_the_one_that_becomes_free() -> None:
     give_seats(owner, 2)
     services.delete_account(user=User.objects.get(pk=second.id))
     seats.sweep()
+    assert tier_of(third) == "team"
+
+
+@pytest.mark.parametrize("by_staff", [True, False])
+def test_seats_that_staff_gave_end_with_the_plan_that_they_gave(by_staff: bool) -> None:
+    owner = owner_of(4)
+    first, second, third = seat(owner), seat(owner), seat(owner)
+    customer = Customer.objects.create(stripe_id=f"cus_{uuid.uuid4().hex}", user_id=owner.id)
+    paid = {"user_id": owner.id, "customer": customer, "tier": "team", "status": "active", "quantity": 3}
+    Subscription.objects.create(stripe_id=f"sub_{uuid.uuid4().hex}", started_at=now(), **paid)
+    seats.sweep()
+    assert tier_of(third) == "team"
+    if by_staff:
+        tiers.end(override=owner_overrides(owner).get())
+    else:
+        owner_overrides(owner).update(until=Now())
+        tiers.sweep()
+    seats.sweep()
+    assert [tier_of(each) for each in (owner, first, second, third)] == ["team", "team", "team", "free"]
+    assert owner.id not in seats._with_too_few_seats().values_list("owner_id", flat=True)
+    members.leave(user_id=first.id)
     assert tier_of(third) == "team"
 
 
