@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import psycopg
 from django.conf import settings
@@ -26,6 +26,9 @@ from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from adiuva.core.array_parameters import array
 from adiuva.core.logging import log_failure
+
+if TYPE_CHECKING:
+    from psycopg._queries import PostgresQuery
 
 _PARAMETER: Final = re.compile(r"%(?:%|s|\((\w+)\)s)")
 
@@ -128,13 +131,16 @@ class PreparedCursor(psycopg.RawCursor[Any]):
     def execute(self, query: Any, params: Any = None, **_: Any) -> PreparedCursor:
         return super().execute(*_raw(query, params), prepare=True, binary=True)
 
-    def enqueue(self, statement: str, params: Parameters) -> None:
-        """Put a statement into the connection's pipeline, to be sent with others."""
+    def converted(self, statement: str, params: Parameters) -> PostgresQuery:
+        """Return a statement with its values, for `enqueue`. Raises what psycopg does for values that cannot be
+        written."""
         self._tx = Transformer(self)
+        return self._convert_query(*_raw(statement, params))
+
+    def enqueue(self, query: PostgresQuery) -> None:
+        """Put a statement into the connection's pipeline, to be sent with others."""
         # In a pipeline nothing is sent here, so there is nothing to wait for.
-        for _ in self._maybe_prepare_gen(
-            self._convert_query(*_raw(statement, params)), prepare=True, binary=True
-        ):
+        for _ in self._maybe_prepare_gen(query, prepare=True, binary=True):
             raise AssertionError
 
 

@@ -46,14 +46,16 @@ class Pipeline:
 
     def send(self) -> None:
         """Send all, and wait for the results."""
+        # Before the pipeline, which would send and commit what precedes a value that cannot be written.
+        queries = [each and each[0].converted(*each[1:]) for each in self._added]
         with self._database.pipeline() as pipeline:
-            for each in self._added:
-                if each is None:
+            for each, query in zip(self._added, queries, strict=True):
+                if each is None or query is None:
                     pipeline._enqueue_sync()  # `sync` would wait for the results
                 else:
                     cursor, statement, parameters = each
                     with _logged(cursor, statement, parameters):
-                        cursor.enqueue(statement, parameters)
+                        cursor.enqueue(query)
 
 
 def _logged(cursor: PreparedCursor, statement: str, parameters: Parameters) -> AbstractContextManager[None]:

@@ -65,6 +65,15 @@ def test_all_up_to_a_commit_is_stored_or_nothing() -> None:
     assert bodies() == ["a"]
 
 
+def test_a_value_that_cannot_be_written_stores_nothing_at_all() -> None:
+    with pytest.raises(DatabaseError), pipelined() as pipeline:
+        pipeline.add(_STORE, [1, "a", None])
+        pipeline.commit()
+        pipeline.add(_STORE, [2, "b", None])
+        pipeline.add(_STORE, [3, "a\0b", None])
+    assert bodies() == []
+
+
 def test_a_commit_that_fails_is_told_and_stores_nothing() -> None:
     for _ in range(20):  # results arrive one by one or together
         with pytest.raises(DatabaseError), pipelined() as pipeline:
