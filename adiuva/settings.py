@@ -56,6 +56,7 @@ TRUSTED_PROXIES = env.TRUSTED_PROXIES.read()
 # ── Applications ────────────────────────────────────────────────────────────────────────────────────────
 INSTALLED_APPS = [
     *(["daphne"] if "runserver" in sys.argv else []),  # imports Twisted, so only where it serves
+    "adiuva.accounts",  # before Django's users, whose command changepassword it replaces
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -70,7 +71,6 @@ INSTALLED_APPS = [
     "django_celery_beat",
     "channels",
     "adiuva",
-    "adiuva.accounts",
     "adiuva.devices",
     "adiuva.object_store",
     "adiuva.vault",

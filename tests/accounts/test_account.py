@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from uuid import uuid4
@@ -9,6 +10,7 @@ from uuid import uuid4
 import pytest
 import time_machine
 from django.conf import settings
+from django.core.management import CommandError, call_command
 from django.db import connections
 from django.utils import timezone
 from rest_framework.test import APIClient
@@ -298,6 +300,41 @@ def test_a_password_is_not_changed_without_the_current_and_a_good_new_one(
     answer = me.post(f"{AUTH}/password", body)
     assert (answer.status_code, list(answer.json()["fields"])) == (400, [field])
     assert services.login(email=person.email, password=person.password)
+
+
+def typing(monkeypatch: pytest.MonkeyPatch, *passwords: str) -> None:
+    left = iter(passwords)
+
+    def type_next(prompt: str) -> str:
+        User.objects.update(tier="pro")  # what else happens to accounts meanwhile
+        return next(left)
+
+    monkeypatch.setattr(getpass, "getpass", type_next)
+
+
+def test_the_command_sets_a_password_that_is_good_and_signs_out_everywhere(
+    me: APIClient, person: Person, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = "another quiet afternoon"
+    typing(monkeypatch, "12345678", "12345678", new, "another quiet evening", new, new)
+    call_command("changepassword", person.email.upper())
+    said = capsys.readouterr()
+    assert "too common" in said.err and "two different passwords" in said.err
+    assert "all of its sessions are signed out" in said.out
+    assert me.get(f"{AUTH}/me").status_code == 401
+    assert services.login(email=person.email, password=new)
+    assert User.objects.get(pk=person.id).tier == "pro"
+
+
+def test_the_command_changes_nothing_without_a_good_password_and_an_account(
+    me: APIClient, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typing(monkeypatch, *["12345678"] * 6)
+    with pytest.raises(CommandError, match="nothing was changed"):
+        call_command("changepassword", person.email)
+    with pytest.raises(CommandError, match="no account with the address nobody@example"):
+        call_command("changepassword", "nobody@example.com")
+    assert me.get(f"{AUTH}/me").status_code == 200
 
 
 def test_a_deleted_account_leaves_no_row_and_no_key(me: APIClient, person: Person) -> None:

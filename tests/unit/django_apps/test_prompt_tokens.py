@@ -21,7 +21,7 @@ from adiuva.documents import Part
 from agents.extraction import Extractor
 from agents.record_validation import RecordRules
 from chat import assistants, prompts
-from chat.device_session import DeviceSession
+from chat.device_session import DeviceSession, Selected
 from chat.langchain_messages import to_wire
 from chat.models import AssistantKind
 from chat.tool_calls import Assistant
@@ -105,7 +105,7 @@ def test_a_list_of_86_tasks_costs_little() -> None:
         )
     ]
     listed = formatting.list_text(
-        device, "tasks", rows, bound=500, narrow="project_id, status, search or due_from"
+        device, "tasks", Selected(rows, is_cut=False), narrow="project_id, status, search or due_from"
     )
     aliases = [device.aliases.alias("tasks", row["id"]) for row in rows[: formatting.MAX_ROWS]]
     answer = f"You have 86 tasks; here are the first {len(aliases)}.\n<task>[{','.join(aliases)}]</task>"
