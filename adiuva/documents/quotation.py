@@ -24,10 +24,14 @@ _WROTE_SHORT: Final = re.compile(
     r"|.{0,200}<[^<>\s]{1,100}@[^<>\s]{1,100}>[^<>]{0,30}[:：]",
     re.IGNORECASE,
 )
+# With a full stop it could be a day and month, so a word has to come before it.
+_TIME_OF_DAY: Final = (
+    r"(?:(?<![.\d])\d{1,2}(?::|\s?h\s?)|\b(?:kl|klo|om|um|at|ore|alle)\b\.?\s?\d{1,2}\.)\d\d(?![.\d])"
+)
 # Needed if no '>' follows, since people write "On Friday Tom wrote these points:" above lists of their own. Mail
 # programs give the time of day or an address, and end with the verb or, in some languages, with the name after it.
 _WROTE_BY_PROGRAM: Final = re.compile(
-    r"(?=.*(?:(?<![.\d])\d{1,2}(?:[:.]|\s?h\s?)\d\d(?![.\d])|\S@\S))"
+    rf"(?=.*(?:{_TIME_OF_DAY}|\S@\S))"
     r".*\b(?:wrote|écrit|escribió|scritto|escreveu|napisał(?:\(a\)|/a)?|(?:schrieb|schreef|skrev)\b.{0,80})\s?:",
     re.IGNORECASE,
 )

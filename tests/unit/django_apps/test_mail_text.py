@@ -80,6 +80,7 @@ def test_what_the_author_wrote_is_told_from_what_is_quoted(body: str, own: str) 
         ("Hi,\n\nOn Friday Tom wrote these open points:\n- send the offer\n- book the hall", "Points"),
         ("Hi,\n\nOn 13 November 2026 at 10:00 Tom wrote these points:\nsend the offer", "Points"),
         ("Hi,\n\nOn 13 November 2026 Tom wrote:\nsend the offer", "Points"),
+        ("Hi,\n\nOn 13.11 Tom wrote:\n- send the offer", "Points"),
         ("Hi,\n\nOn Friday we met.\nTom wrote:\n\nsend the offer", "Points"),
         ("Hallo,\n\nAm Montag schrieb Tom diese offenen Punkte:\n- Angebot senden", "Punkte"),
         ("Hallo,\n\nAm 13.11.2026 schrieb Tom unsere Punkte auf:\n- Angebot senden", "Punkte"),
