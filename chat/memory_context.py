@@ -251,7 +251,7 @@ class MemoryContext:
         return arguments | {MEMORY: self.label(known) if known and is_same else "m0"}
 
     async def read(self, entry_id: uuid.UUID) -> RecalledEntry | None:
-        """Return a current entry as it is now."""
+        """Return an entry as it is now; None if there is none."""
         return await db.run(recall.read_entry, self.user_id, entry_id)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from django import forms
 from django.contrib.auth.forms import AuthenticationForm, PasswordChangeForm, UsernameField
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.utils.translation import gettext, gettext_lazy
 
 from adiuva.accounts import services
 from adiuva.accounts.models import User
 from adiuva.accounts.throttles import client_address, count_attempts
+from adiuva.core.errors import AdiuvaError
 
 
 def too_many_tries(wait_s: float) -> str:
@@ -62,7 +63,10 @@ class OwnPasswordForm(PasswordChangeForm):
 
     def save(self, commit: bool = True) -> User:
         user: User = self.user
-        services.set_password(user=user, password=self.cleaned_data["new_password1"])
+        try:
+            services.set_password(user=user, password=self.cleaned_data["new_password1"])
+        except AdiuvaError as error:  # the password was changed, or the account deleted, in another tab
+            raise PermissionDenied(error.message) from None
         return user
 
 

@@ -292,7 +292,7 @@ def set_password(*, user: User, password: str, keep: Session | None = None) -> N
     unchanged = User.objects.filter(pk=user.pk, password=user.password)
     user.set_password(password)
     if not unchanged.update(password=user.password):
-        raise NotAuthenticated("the session is over: sign in again")
+        raise NotAuthenticated("the password was changed meanwhile: sign in again")
     end_sessions(user=user, reason=RevokedReason.PASSWORD, keep=keep)
     mails.order(Mail.Kind.PASSWORD_CHANGED, user=user)
 

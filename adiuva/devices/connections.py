@@ -107,8 +107,11 @@ class ConnectionRegistry:
             self._task = None
 
     async def record_end(self, pk: uuid.UUID, epoch: int) -> None:
-        """Record in the database that a connection has ended. If that fails, each renewal of the lease tries again, as
-        the device would stay online otherwise. Raises what the database does."""
+        """Record in the database that a connection has ended. Raises what the database does.
+
+        If that fails, each renewal of the lease tries again, as the device would stay online otherwise. Once no socket
+        is left, nothing renews the lease, and the devices go offline with it.
+        """
         self._unrecorded_ends.add((pk, epoch))
         await db.run(presence.close_connection, pk=pk, epoch=epoch)
         self._unrecorded_ends.discard((pk, epoch))

@@ -194,3 +194,15 @@ def test_a_request_with_the_old_password_does_not_undo_a_new_one(
     found = overtaken(lambda: act(person), lambda: services.set_password(user=user, password=new))
     assert found in (400, 401)
     assert services.check_credentials(email=person.email, password=new)
+
+
+def test_a_form_with_the_old_password_does_not_undo_a_new_one(committed_db: str) -> None:
+    person, new = somebody(is_staff=True), "nanoseconds of wire"
+    user, browser = User.objects.get(pk=person.id), Client()
+    browser.force_login(user)
+    typed = "another quiet afternoon"
+    form = {"old_password": person.password, "new_password1": typed, "new_password2": typed}
+    change = lambda: services.set_password(user=User.objects.get(pk=person.id), password=new)  # noqa: E731
+    answer = overtaken(lambda: browser.post("/admin/password_change/", form), change)
+    assert answer.status_code == 403
+    assert services.check_credentials(email=person.email, password=new)
