@@ -67,23 +67,25 @@ async def deliver_unassigned(
 ) -> None:
     """Deliver records, as `deliver_records` does, that any of the user's devices may have.
 
-    They are assigned to this device unless they are another's already, and unassigned again if it disconnects before
-    they are sent.
+    They are assigned to this device unless they are another's already, and unassigned again if it certainly does not
+    have them: it disconnected before they were sent, or could not save them.
     """
     mine, new = await db.run(outbox.assign, [record.id for record in records], device)
     sending = [record for record in records if record.id in mine]
     if not sending:
         return
-    unsent = set(new)
+    absent = set(new)
 
     async def settle_and_note(outcomes: Outcomes) -> None:
-        unsent.intersection_update(key for key in new if isinstance(outcomes.get(key), DeviceOffline))
+        absent.intersection_update(
+            key for key in new if isinstance(outcomes.get(key), outbox.NOTHING_HAPPENED)
+        )
         await settle(outcomes)
 
     try:
         await deliver_records(link, sending, settle_and_note)
-    except DeviceOffline:
-        await db.run(outbox.release, unsent, device)
+    except (DeviceOffline, DeviceSilent):
+        await db.run(outbox.release, absent, device)
         raise
 
 

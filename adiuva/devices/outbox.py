@@ -35,7 +35,7 @@ State = OutboxRecord.State
 # have become uncertain instead, and are never sent again.
 KEEP_UNDELIVERED: Final = dt.timedelta(days=30)
 # With these outcomes the device does not have the record, and it waits.
-_NOTHING_HAPPENED: Final = (DeviceOffline, DeviceCannotSave)
+NOTHING_HAPPENED: Final = (DeviceOffline, DeviceCannotSave)
 # A change of these columns does not count as an edit by the user.
 _NOT_EDITED_BY_USER: Final = ("isApproved", "updatedAt")
 
@@ -146,7 +146,7 @@ def assign(ids: Collection[uuid.UUID], device: uuid.UUID) -> tuple[set[uuid.UUID
 
 
 def release(ids: Collection[uuid.UUID], device: uuid.UUID) -> None:
-    """Take records back from a device to which they were not sent, so that another may have them."""
+    """Take records back from a device that does not have them, so that another may have them."""
     OutboxRecord.objects.filter(pk__in=ids, device=device, state=State.WAITING).update(device=None)
 
 
@@ -213,7 +213,7 @@ async def deliver(
         is_saved = not isinstance(answer, ToolResultBody) or answer.error is None or answer.code != NOT_SAVED
         outcomes[record.id] = answer if is_saved else DeviceCannotSave()
     unsent = {key: answer for key, answer in outcomes.items() if isinstance(answer, DeviceOffline)}
-    not_there = [key for key, answer in outcomes.items() if isinstance(answer, _NOTHING_HAPPENED)]
+    not_there = [key for key, answer in outcomes.items() if isinstance(answer, NOTHING_HAPPENED)]
     if marked and not_there:
         await db.run(_mark_unsent, not_there)
     unknown = [key for key, answer in outcomes.items() if isinstance(answer, OutcomeUnknown)]
@@ -265,7 +265,7 @@ def settle_values(
     queued."""
     settled: dict[str, list[Any]] = {"ids": [], "states": [], "row_ids": [], "row_hashes": []}
     for key, outcome in outcomes.items():
-        if isinstance(outcome, _NOTHING_HAPPENED) or key not in tables:
+        if isinstance(outcome, NOTHING_HAPPENED) or key not in tables:
             continue
         row_id = hashed = None
         if isinstance(outcome, AdiuvaError):

@@ -14,7 +14,7 @@ from adiuva.core import db
 from adiuva.devices import link as device_link
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
-from adiuva.devices.models import OutboxRecord
+from adiuva.devices.models import Device, OutboxRecord
 from agents import delivery, journal, run_release, runs, services
 from agents.claimed_runs import ClaimedRun
 from agents.local_folders import DeviceSilent
@@ -29,7 +29,7 @@ from tests.agents.factories import (
     create_device,
     create_run,
 )
-from tests.devices.link_endpoints import Local, answering, result
+from tests.devices.link_endpoints import Frame, Local, answering, result
 from tests.factories import Person
 
 if TYPE_CHECKING:
@@ -144,14 +144,23 @@ def create_waiting(user_id: uuid.UUID, *titles: str) -> tuple[ClaimedRun, uuid.U
     return claimed, device.pk, commit_tasks(claimed, *titles)
 
 
-async def deliver(link: DeviceLink, claimed: ClaimedRun) -> None:
+async def deliver(link: DeviceLink, claimed: ClaimedRun, any_device: bool = False) -> None:
     about = {"cipher": claimed.cipher, "user_id": claimed.user_id, "run_id": claimed.run_id}
     waiting = await db.run(outbox.waiting, **about)
 
     async def settle(outcomes: delivery.Outcomes) -> None:
         await db.run(outbox.settle, cipher=claimed.cipher, outcomes=outcomes)
 
-    await delivery.deliver_records(link, waiting, settle)
+    if any_device:
+        assert link.device is not None
+        await delivery.deliver_unassigned(link, link.device, waiting, settle)
+    else:
+        await delivery.deliver_records(link, waiting, settle)
+
+
+def not_saved(call: Frame) -> Frame:
+    error = "the device could not save this (database or disk is full)"
+    return {"id": call["id"], "error": error, "code": "not_saved"}
 
 
 async def test_records_behind_a_lost_connection_wait_for_a_device_that_does_not_dedupe(
@@ -224,13 +233,12 @@ async def test_records_whose_answer_was_lost_do_not_expire_as_if_they_had_never_
 
 @pytest.mark.parametrize("protocol", [1, 2])
 async def test_records_that_a_device_could_not_save_wait_until_it_can(person: Person, protocol: int) -> None:
-    full = {"error": "the device could not save this (database or disk is full)", "code": "not_saved"}
     claimed, device, ids = await db.run(create_waiting, person.id, "a", "b")
     async with (
         DeviceLink(person.id, device, wait_s=20) as link,
         Local("http://local", person.access_token) as socket,
     ):
-        answers = [lambda call: {"id": call["id"], **full}, result]
+        answers = [not_saved, result]
         async with answering(socket, protocol, answer=lambda call: answers[0](call), device_id="desk"):
             with pytest.raises(DeviceSilent, match="device_cannot_save"):
                 await deliver(link, claimed)
@@ -238,3 +246,33 @@ async def test_records_that_a_device_could_not_save_wait_until_it_can(person: Pe
             del answers[0]
             await deliver(link, claimed)
     assert await db.run(states, *ids) == ["delivered", "delivered"]
+
+
+async def test_another_device_gets_what_the_first_could_not_save(person: Person) -> None:
+    claimed, full, ids = await db.run(create_waiting, person.id, "a", "b", "c")
+
+    def of_any_device() -> uuid.UUID:
+        OutboxRecord.objects.filter(pk__in=ids).update(device=None)
+        return Device.objects.create(user_id=person.id, device_id="phone").pk
+
+    other = await db.run(of_any_device)
+
+    def saves_the_first(call: Frame) -> Frame:
+        return result(call) if call["id"] == str(ids[0]) else not_saved(call)
+
+    async with (
+        Local("http://local", person.access_token) as desk,
+        answering(desk, answer=saves_the_first, device_id="desk"),
+        DeviceLink(person.id, full, wait_s=20) as link,
+    ):
+        with pytest.raises(DeviceSilent, match="device_cannot_save"):
+            await deliver(link, claimed, any_device=True)
+    async with (
+        Local("http://local", person.access_token) as phone,
+        answering(phone, device_id="phone"),
+        DeviceLink(person.id, other, wait_s=20) as link,
+    ):
+        await deliver(link, claimed, any_device=True)
+    assert await db.run(states, *ids) == ["delivered"] * 3
+    where = await db.run(lambda: dict(OutboxRecord.objects.filter(pk__in=ids).values_list("pk", "device_id")))
+    assert [where[key] for key in ids] == [full, other, other]
