@@ -21,9 +21,10 @@ from django.db.models.functions import Now
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, Text
-from adiuva.devices import outbox
+from adiuva.devices import outbox, tool_results
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
+from adiuva.devices.link_errors import DeviceCannotSave
 from adiuva.devices.models import OutboxRecord
 from adiuva.devices.protocol import MAX_BATCH, TableName, ToolCall, ToolResultBody
 from adiuva.devices.row_undo import RowChange
@@ -94,8 +95,10 @@ class _Settled:
 async def follow_sources(claimed: ClaimedRun, link: DeviceLink, device: UUID) -> None:
     """Bring all waiting changes to the rows on this device. Raises DeviceOffline, DeviceSilent, LeaseLost."""
     while rows := await db.run(_waiting, claimed, device):
-        settled = await _follow(claimed, link, rows)
+        settled, cannot_save = await _follow(claimed, link, rows)
         await db.run(_settle, claimed, device, settled)
+        if cannot_save:
+            raise DeviceSilent(DeviceCannotSave.code)
         if len(settled) < len(rows):
             raise DeviceSilent
 
@@ -127,7 +130,8 @@ def _waiting(claimed: ClaimedRun, device: UUID) -> list[_Row]:
     return rows
 
 
-async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -> list[_Settled]:
+async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -> tuple[list[_Settled], bool]:
+    """Bring changes to rows. Returns the outcomes that are known, and whether the device could not save others."""
     found = await _answers(link, [new_call("get", row.table, data={"id": row.row_id}) for row in rows])
     settled: list[_Settled] = []
     going: list[_Row] = []
@@ -161,6 +165,7 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
         sending = [(row, before[row.id], call.id) for row, call in zip(going, calls, strict=True)]
         await db.run(_note_sent, claimed, sending)
     outcomes = await link.send_calls(calls) if calls else []
+    cannot_save = False
     for row, outcome in zip(going, outcomes, strict=True):
         match outcome:
             case ToolResultBody(error=None, deleted=False) if row.updates is None:
@@ -169,13 +174,15 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
                 settled.append(_Settled(row, before=before[row.id], is_withdrawn=True))
             case ToolResultBody(error=None) if outcome.row is not None:
                 settled.append(_Settled(row, outcome.row, before[row.id]))
+            case ToolResultBody(code=tool_results.NOT_SAVED):
+                cannot_save = True  # nothing happened: the change waits
             case ToolResultBody():
                 settled.append(_Settled(row, stays="refused"))
             case DeviceOffline():
                 raise DeviceOffline
             case _:
                 pass  # the outcome is unknown: the next attempt reads the row first
-    return settled
+    return settled, cannot_save
 
 
 def _unchanged_row(claimed: ClaimedRun, row: _Row, now: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -221,6 +228,8 @@ async def _answers(link: DeviceLink, calls: Sequence[ToolCall]) -> list[ToolResu
             raise DeviceSilent
         if isinstance(outcome, AdiuvaError):
             raise outcome
+        if outcome.error is not None and outcome.code == tool_results.NOT_SAVED:
+            raise DeviceSilent(DeviceCannotSave.code)  # a device may read and write in one transaction
         found.append(outcome)
     return found
 

@@ -3,9 +3,12 @@ nothing comes twice."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -13,10 +16,17 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from adiuva.core import db
+from adiuva.devices.link import DeviceLink
+from agents import source_changes
+from agents.local_folders import DeviceSilent
+from agents.models import FoundRecord
 from tests.agents.device_owner import DeviceOwner, connected, document_text
 from tests.agents.document_reader import Item, Reader, known_of
+from tests.agents.test_undo import Answers, create_waiting_change
 from tests.fakes.provider import Provider, Request
 from tests.sampling import TRIES_ALL
+from tests.socket_client import Socket
 
 ROME = ZoneInfo("Europe/Rome")
 # How many documents the long form of the property edits: EDITED_DOCUMENTS=20 make check T=…
@@ -41,6 +51,18 @@ def change_row(desk: DeviceOwner, table: str, row: str, **updates: Any) -> None:
     call = {"id": uuid4().hex, "action": "update", "table": table, "data": {"id": row, "updates": updates}}
     (result,) = desk.device.store.apply([call])
     assert "error" not in result
+
+
+@asynccontextmanager
+async def serving(desk: DeviceOwner, device: Answers) -> AsyncIterator[None]:
+    """A device played by hand that is connected."""
+    async with Socket(desk.web, desk.person.access_token) as socket:
+        await socket.hello(device_id="desk")
+        task = asyncio.create_task(device.serve(socket))
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 OFFER = Item("offer", "send Rossi the offer")
@@ -282,9 +304,6 @@ async def test_another_instruction_reads_the_folder_again_and_doubles_nothing_th
 async def test_a_change_that_was_found_before_the_device_left_is_brought_later(
     desk: DeviceOwner, provider: Provider
 ) -> None:
-    from adiuva.core import db
-    from agents.models import FoundRecord
-
     provider.default = Reader()
     desk.write("plan.md", text_of(CALL))
     async with connected(desk):
@@ -299,6 +318,23 @@ async def test_a_change_that_was_found_before_the_device_left_is_brought_later(
         seen = await desk.run(agent)
     assert seen["state"] == "success"
     assert [row["dueDate"] for row in desk.rows("tasks")] == [day("2026-12-10")]
+
+
+@pytest.mark.parametrize("fails", ["get", "select", "update", "delete"])
+async def test_a_change_that_the_device_cannot_save_waits_until_it_can(desk: DeviceOwner, fails: str) -> None:
+    updates = {"status": "done"} if fails in {"get", "update"} else None
+    claimed, device, pk = await db.run(create_waiting_change, await desk.agent(), updates)
+    (record,) = device.rows
+    device.full = fails
+    async with serving(desk, device), DeviceLink(desk.person.id, pk) as link:
+        with pytest.raises(DeviceSilent, match="device_cannot_save"):
+            await source_changes.follow_sources(claimed, link, pk)
+        assert device.rows[record].get("status") is None
+        waiting = FoundRecord.objects.filter(agent_id=claimed.agent_id, pending__isnull=False)
+        assert await db.run(waiting.exists)
+        device.full = ""
+        await source_changes.follow_sources(claimed, link, pk)
+    assert [row["status"] for row in device.rows.values()] == (["done"] if updates else [])
 
 
 # ── The property ────────────────────────────────────────────────────────────────────────────────────────

@@ -326,10 +326,13 @@ async def test_a_device_that_does_not_dedupe_is_not_sent_what_it_may_have(
 
 
 class Answers:
-    """A device played by hand: it knows the rows that it is given, and may go before it answers a write."""
+    """A device played by hand: it knows the rows that it is given, and may go before it answers a write.
+
+    `full`: the action that fails because its disk is full.
+    """
 
     def __init__(self, rows: dict[str, dict[str, Any]]) -> None:
-        self.rows = rows
+        self.rows, self.full = rows, ""
         self.deletes: list[list[str]] = []
         self._deleted: dict[str, bool] = {}  # call id → the first answer
 
@@ -344,6 +347,8 @@ class Answers:
             await socket.send({"type": "tool_batch_result", "results": [self.answer(call) for call in calls]})
 
     def answer(self, call: dict[str, Any]) -> dict[str, Any]:
+        if call["action"] == self.full:
+            return {"id": call["id"], "error": "database or disk is full", "code": "not_saved"}
         match call["action"]:
             case "get":
                 return {"id": call["id"], "row": self.rows.get(call["data"]["id"])}
