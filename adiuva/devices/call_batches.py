@@ -95,6 +95,8 @@ class CallBatches:
                         tool_results.is_large_select(call.action, result)
                     ):
                         outcomes[call.id] = await self._settle_unreadable(target, call, result, attempt + 1)
+                    case ToolResultBody(code=tool_results.NOT_SAVED) if attempt > 1 and call.action in WRITES:
+                        outcomes[call.id] = OutcomeUnknown()  # an earlier attempt may have been saved
                     case ToolResultBody() as result:
                         outcomes[call.id] = result
                     case ConnectionGone() if attempt == MAX_SAME_SELECTS and call.action == "select":

@@ -193,6 +193,8 @@ class DeviceLink:
             return await select_in_pieces(self, call) if retries_large else result
         if call.action in WRITES and tool_results.is_unreadable(result):
             raise AnswerUnreadable
+        if attempt > 1 and call.action in WRITES and result.code == tool_results.NOT_SAVED:
+            raise OutcomeUnknown  # that holds for this attempt; an earlier one may have been saved
         return result
 
     async def send_calls(self, calls: Sequence[ToolCall]) -> list[ToolResultBody | AdiuvaError]:

@@ -112,6 +112,30 @@ async def test_a_device_that_dedupes_gets_the_same_call_again_when_it_is_back(
     assert [(call["id"], call["attempt"]) for call in seen] == [(first["id"], 2)]
 
 
+@pytest.mark.parametrize("capabilities", [["dedupe"], ["dedupe", "batch"]])
+async def test_a_repeat_that_a_device_cannot_save_says_nothing_of_the_first(
+    connect: Open, person: Person, capabilities: list[str]
+) -> None:
+    """Its file was locked, so it could not even look whether it has the call."""
+
+    def locked(call: Frame) -> Frame:
+        return {"id": call["id"], "error": "database is locked", "code": "not_saved"}
+
+    hello = {"device_id": "laptop", "capabilities": capabilities}
+    async with DeviceLink(person.id, wait_s=BACK_S) as link:
+        async with connect(person) as socket:
+            await socket.hello(**hello)
+            calling = asyncio.create_task(link.send_calls(inserts(2)))
+            for kind in ["tool_batch"] if "batch" in capabilities else ["tool_call"] * 2:
+                await socket.receive(kind)
+            await socket.drop()
+        async with connect(person) as socket, answering(socket, answer=locked, **hello):
+            outcomes = await calling
+            (once,) = await link.send_calls(inserts(1))
+    assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown] * 2
+    assert isinstance(once, ToolResultBody) and once.code == "not_saved"
+
+
 async def test_no_call_comes_before_the_hello_is_acknowledged(
     person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
