@@ -42,7 +42,7 @@ FROM unnest(%(found_ids)s::uuid[], %(found_documents)s::uuid[], %(found_tables)s
 ON CONFLICT (id) DO UPDATE SET found = excluded.found, updated_at = excluded.updated_at
 """
 _KNOWN: Final = """
-SELECT known.id, document, agent_id, known."table", found, record.state
+SELECT known.id, document, agent_id, known."table", found, pending, record.state
 FROM agents_foundrecord AS known LEFT JOIN devices_outboxrecord AS record
     ON record.id = known.id AND record.state IN ('undone', 'withdrawn', 'expired')
 WHERE known.user_id = %s AND document = ANY(%s::uuid[]) ORDER BY known.updated_at DESC, known.id LIMIT %s
@@ -60,6 +60,7 @@ class _Row(NamedTuple):
     agent_id: UUID | None
     table: str
     found: bytes
+    pending: bytes | None
     state: str | None
 
 
@@ -92,6 +93,8 @@ def known_records(claimed: ClaimedRun, identities: Iterable[Identity]) -> dict[U
                 Record(row.table, FoundRecord.found.unseal(claimed.cipher, row.found, row.id)),
                 relation,
                 lost=row.state == OutboxRecord.State.EXPIRED,
+                leaving=row.pending is not None
+                and FoundRecord.pending.unseal(claimed.cipher, row.pending, row.id)["updates"] is None,
             )
             for row, relation in reversed(listed[:_MAX_OF_DOCUMENT])
             if row.state not in _NEVER_THERE
@@ -143,7 +146,14 @@ def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
         updates = each.updates
         if updates is not None:
             row.found = _sealed(claimed.cipher, row.pk, before | updates)
-            updates = (earlier["updates"] or {}) | updates
+            if earlier["updates"] is None:
+                sent = earlier.get("sent")
+                if not updates and sent and sent["updates"] is None:
+                    continue  # the withdrawal may have happened, and its outcome has to be known first
+                # What it was to follow before it was to leave.
+                updates = {name: before.get(name) for name in earlier["before"]} | updates
+            else:
+                updates = earlier["updates"] | updates
         kept = {name: before.get(name) for name in updates or {} if name in KEPT_FIELDS}
         pending = {
             "updates": updates,
@@ -152,7 +162,8 @@ def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
             "source": path,
             "sent": earlier.get("sent"),
         }
-        row.pending = FoundRecord.pending.seal(claimed.cipher, pending, row.pk)
+        is_settled = updates == {}  # it was to leave and nothing else, and it is there after all
+        row.pending = None if is_settled else FoundRecord.pending.seal(claimed.cipher, pending, row.pk)
         row.agent_id = claimed.agent_id
         row.save(update_fields=["found", "pending", "agent"])
     FoundRecord.objects.filter(pk__in=rows).update(updated_at=Now())

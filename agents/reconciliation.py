@@ -41,17 +41,23 @@ _STEM_CHARS: Final = 5
 
 @dataclass(frozen=True)
 class KnownRecord:
-    """A record that stands in the document, as it was last found. `lost`: it expired before any device had it."""
+    """A record that stands in the document, as it was last found.
+
+    `lost`: it expired before any device had it. `leaving`: a reading missed it, and its device has not been told yet.
+    """
 
     id: UUID
     record: Record
     relation: Relation = "own"
     lost: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a known record. `updates`: the fields that changed; None: it is gone."""
+    """A change of a known record. `updates`: the fields that changed, none if one that was leaving is there after all;
+    None: it is gone.
+    """
 
     known: KnownRecord
     updates: dict[str, Any] | None
@@ -112,24 +118,29 @@ def _apply(known: KnownRecord, verdict: Verdict, result: Reconciled) -> list[Rec
         if known.relation == "own":
             result.changes.append(Change(known, None))
     elif verdict.now == "done":
-        if known.relation == "own" and record.table == "tasks" and record.data.get("status") != "done":
-            result.changes.append(Change(known, {"status": "done"}))
+        is_new = record.table == "tasks" and record.data.get("status") != "done"
+        _change(known, {"status": "done"} if is_new else {}, result)
     elif verdict.now == "changed":
         updates = {
             name: value
             for name, value in verdict.data.items()
             if name not in KEPT_FIELDS or record.data.get(name) != value
         }
-        if not updates:
-            return []
-        if known.relation == "own":
-            result.changes.append(Change(known, updates))
-        elif known.relation == "other_document":
+        _change(known, updates, result)
+        if updates and known.relation == "other_document":
             flags = {"isAiSuggested": 1, "isApproved": 0} if TABLES[record.table].reviewed else {}
             whole = Record(record.table, record.data | updates | flags)
             if all(column.name in whole.data for column in TABLES[record.table].columns if column.required):
                 return [whole]
+    else:
+        _change(known, {}, result)
     return []
+
+
+def _change(known: KnownRecord, updates: dict[str, Any], result: Reconciled) -> None:
+    """Note that an agent's own record is there, with these fields changed."""
+    if known.relation == "own" and (updates or known.leaving):
+        result.changes.append(Change(known, updates))
 
 
 def _match(records: Sequence[Record], known: list[KnownRecord], result: Reconciled) -> list[Record]:
@@ -174,9 +185,8 @@ def _same(record: Record, known: KnownRecord, result: Reconciled) -> None:
         for name in ("dueDate", "assignee")
         if name in record.data and name not in before
     }
-    if updates and known.relation == "own":
-        result.changes.append(Change(known, updates))
-    elif updates and known.relation == "other_document":
+    _change(known, updates, result)
+    if updates and known.relation == "other_document":
         result.new.append((record, None))
         return
     result.repeats.append(Repeat(record))

@@ -18,11 +18,14 @@ import pytest
 
 from adiuva.core import db
 from adiuva.devices.link import DeviceLink
-from agents import source_changes
+from agents import found_records, run_release, source_changes
 from agents.local_folders import DeviceSilent
-from agents.models import FoundRecord
+from agents.models import Agent, FoundRecord
+from agents.reconciliation import Change, KnownRecord
+from agents.record_validation import Record
 from tests.agents.device_owner import DeviceOwner, connected, document_text
 from tests.agents.document_reader import Item, Reader, known_of
+from tests.agents.factories import claim_run, create_run
 from tests.agents.test_undo import Answers, create_waiting_change
 from tests.fakes.provider import Provider, Request
 from tests.sampling import TRIES_ALL
@@ -335,6 +338,37 @@ async def test_a_change_that_the_device_cannot_save_waits_until_it_can(desk: Dev
         device.full = ""
         await source_changes.follow_sources(claimed, link, pk)
     assert [row["status"] for row in device.rows.values()] == (["done"] if updates else [])
+
+
+def tell_later(agent: str, *told_of: dict[str, Any] | None) -> None:
+    """What readings found of the agent's only record while its device was away. None: it is gone."""
+    claimed = claim_run(create_run(Agent.objects.get(pk=agent)))
+    row = FoundRecord.objects.get(agent_id=agent)
+    for updates in told_of:
+        row.refresh_from_db()
+        known = KnownRecord(row.pk, Record(row.table, FoundRecord.found.unseal_from(claimed.cipher, row)))
+        found_records.change(claimed, [(Change(known, updates), "/plan.md")])
+    run_release.finish(claimed)
+
+
+@pytest.mark.parametrize("answers_known", [True, False])
+@pytest.mark.parametrize("date", ["", "2026-12-10"])
+async def test_a_row_whose_item_is_back_before_its_device_is_not_withdrawn(
+    desk: DeviceOwner, provider: Provider, answers_known: bool, date: str
+) -> None:
+    provider.default = Reader(answers_known=answers_known)
+    desk.write("plan.md", text_of(CALL))
+    async with connected(desk):
+        agent = await desk.agent()
+        await desk.run(agent)
+        updates = [{"dueDate": day(date)}] if date else []
+        await db.run(tell_later, agent, *updates, None)
+        desk.write("plan.md", text_of(replace(CALL, date=date or CALL.date)) + "\nmore")
+        seen = await desk.run(agent)
+    assert (seen["state"], seen["items_created"], told(seen, "record_withdrawn")) == ("success", 0, [])
+    assert [row["dueDate"] for row in desk.rows("tasks")] == [day(date or CALL.date)]
+    (record,) = await db.run(lambda: list(FoundRecord.objects.filter(agent_id=agent)))
+    assert record.pending is None
 
 
 # ── The property ────────────────────────────────────────────────────────────────────────────────────────
