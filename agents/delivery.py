@@ -50,7 +50,9 @@ async def deliver_records(
     unknown = {key for key, outcome in outcomes.items() if isinstance(outcome, OutcomeUnknown)}
     if not dedupes:
         unknown.clear()  # the device must not get these twice, so they are settled as uncertain
-    await settle({key: outcome for key, outcome in outcomes.items() if key not in unknown})
+    answered = [key for key, outcome in outcomes.items() if isinstance(outcome, ToolResultBody)]
+    async with outbox.sent_if_interrupted(answered):
+        await settle({key: outcome for key, outcome in outcomes.items() if key not in unknown})
     if cannot_save := next((o for o in outcomes.values() if isinstance(o, DeviceCannotSave)), None):
         raise DeviceSilent(cannot_save.code)
     if unknown:  # these keep waiting, and are sent again as the same calls

@@ -6,10 +6,12 @@ same call. Callers that put records here know what was found before, and give an
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -22,6 +24,8 @@ from adiuva.core import db
 from adiuva.core.crypto import UserCipher
 from adiuva.core.db import prepared_cursor
 from adiuva.core.errors import AdiuvaError
+from adiuva.core.leases import LeaseLost
+from adiuva.core.logging import log_failure
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline, OutcomeUnknown
 from adiuva.devices.link_errors import DeviceCannotSave
@@ -32,7 +36,8 @@ from adiuva.devices.tool_results import NOT_SAVED
 
 State = OutboxRecord.State
 # Undelivered records expire after this time. As a device keeps the ids that it has applied no longer, those that it may
-# have become uncertain instead, and are never sent again.
+# have become uncertain instead, and are never sent again. It is not known of those whose worker was killed, or lost the
+# database, between sending them and writing what came of it: if their device then stays away for as long, they expire.
 KEEP_UNDELIVERED: Final = dt.timedelta(days=30)
 # With these outcomes the device does not have the record, and it waits.
 NOTHING_HAPPENED: Final = (DeviceOffline, DeviceCannotSave)
@@ -180,7 +185,8 @@ async def deliver(
     """Insert records on the device, in order; return an outcome for each. Raises DeviceOffline if nothing was sent.
 
     Records are marked as sent before they leave for a device that does not dedupe: if the answer is lost, they must not
-    be sent again. To one that dedupes they are, but not after a month, so they are marked once the answer is lost.
+    be sent again. To one that dedupes they are, but not after a month, so they are marked once the answer is lost, or
+    the delivery is cancelled.
     """
     outcomes: dict[uuid.UUID, ToolResultBody | AdiuvaError] = {}
     target = await link.target()
@@ -206,7 +212,8 @@ async def deliver(
     ]
     answers: Sequence[ToolResultBody | AdiuvaError] = []
     try:
-        answers = await link.send_calls(calls) if calls else []
+        async with sent_if_interrupted([record.id for record in sending]):
+            answers = await link.send_calls(calls) if calls else []
     except DeviceOffline as offline:
         answers = [offline for _ in calls]
     for record, answer in zip(sending, answers, strict=True):
@@ -222,6 +229,20 @@ async def deliver(
     if sending and len(unsent) == len(sending):
         raise unsent[sending[0].id]
     return outcomes
+
+
+@asynccontextmanager
+async def sent_if_interrupted(ids: Collection[uuid.UUID]) -> AsyncIterator[None]:
+    """Mark records as sent if the code within is cancelled or loses its lease: a device may have them, and nobody
+    writes its answer."""
+    try:
+        yield
+    except (asyncio.CancelledError, LeaseLost):
+        marking = asyncio.ensure_future(db.run(mark_sent, ids))
+        await asyncio.wait([marking])  # a second cancel does not stop it
+        if error := marking.exception():
+            log_failure("outbox.mark_failed", error, level="warning")
+        raise
 
 
 def mark_sent(ids: Collection[uuid.UUID]) -> None:

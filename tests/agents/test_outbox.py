@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
 from django.utils import timezone
 
 from adiuva.core import db
+from adiuva.core.leases import LeaseLost
 from adiuva.devices import link as device_link
 from adiuva.devices import outbox
 from adiuva.devices.link import DeviceLink, DeviceOffline
@@ -29,7 +31,7 @@ from tests.agents.factories import (
     create_device,
     create_run,
 )
-from tests.devices.link_endpoints import Frame, Local, answering, result
+from tests.devices.link_endpoints import Answer, Frame, Local, answering, result
 from tests.factories import Person
 
 if TYPE_CHECKING:
@@ -144,23 +146,32 @@ def create_waiting(user_id: uuid.UUID, *titles: str) -> tuple[ClaimedRun, uuid.U
     return claimed, device.pk, commit_tasks(claimed, *titles)
 
 
-async def deliver(link: DeviceLink, claimed: ClaimedRun, any_device: bool = False) -> None:
+async def deliver(
+    link: DeviceLink,
+    claimed: ClaimedRun,
+    any_device: bool = False,
+    settle: Callable[[delivery.Outcomes], Awaitable[None]] | None = None,
+) -> None:
     about = {"cipher": claimed.cipher, "user_id": claimed.user_id, "run_id": claimed.run_id}
     waiting = await db.run(outbox.waiting, **about)
 
-    async def settle(outcomes: delivery.Outcomes) -> None:
+    async def settle_at_once(outcomes: delivery.Outcomes) -> None:
         await db.run(outbox.settle, cipher=claimed.cipher, outcomes=outcomes)
 
     if any_device:
         assert link.device is not None
-        await delivery.deliver_unassigned(link, link.device, waiting, settle)
+        await delivery.deliver_unassigned(link, link.device, waiting, settle or settle_at_once)
     else:
-        await delivery.deliver_records(link, waiting, settle)
+        await delivery.deliver_records(link, waiting, settle or settle_at_once)
 
 
 def not_saved(call: Frame) -> Frame:
     error = "the device could not save this (database or disk is full)"
     return {"id": call["id"], "error": error, "code": "not_saved"}
+
+
+def saves_only(record: uuid.UUID) -> Answer:
+    return lambda call: result(call) if call["id"] == str(record) else not_saved(call)
 
 
 async def test_records_behind_a_lost_connection_wait_for_a_device_that_does_not_dedupe(
@@ -203,8 +214,18 @@ async def test_records_that_nobody_took_wait_on(person: Person) -> None:
     assert await db.run(states, *ids) == ["waiting", "waiting"]
 
 
+def found_again_after_a_month(claimed: ClaimedRun, *titles: str) -> list[uuid.UUID]:
+    """End a run and expire its records; return those that are queued again when a later run finds them again."""
+    waiting = list(OutboxRecord.objects.filter(source_run=claimed.run_id).values_list("pk", flat=True))
+    cancelled(claimed)
+    a_month_passes(*waiting)
+    runs.sweep()
+    return commit_tasks(claim_run(create_run(Agent.objects.get(pk=claimed.agent_id))), *titles)
+
+
+@pytest.mark.parametrize("lost_by", ["the connection", "a cancel"])
 async def test_records_whose_answer_was_lost_do_not_expire_as_if_they_had_never_been_sent(
-    person: Person,
+    person: Person, lost_by: str
 ) -> None:
     """A device keeps the ids of calls for a month, so it would insert a row again that is found after that."""
     claimed, device, ids = await db.run(create_waiting, person.id, "a")
@@ -215,20 +236,37 @@ async def test_records_whose_answer_was_lost_do_not_expire_as_if_they_had_never_
         await socket.hello(device_id="desk")
         delivering = asyncio.create_task(deliver(link, claimed))
         await socket.receive("tool_batch")
-        link.wait_s = 0
-        await socket.drop()
-        with pytest.raises(DeviceOffline):
-            await delivering
-
-    def found_again_after_a_month() -> list[uuid.UUID]:
-        cancelled(claimed)
-        a_month_passes(*ids)
-        runs.sweep()
-        again = claim_run(create_run(Agent.objects.get(pk=claimed.agent_id)))
-        return commit_tasks(again, "a")
-
-    assert await db.run(found_again_after_a_month) == []
+        if lost_by == "a cancel":
+            delivering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await delivering
+        else:
+            link.wait_s = 0
+            await socket.drop()
+            with pytest.raises(DeviceOffline):
+                await delivering
+    assert await db.run(found_again_after_a_month, claimed, "a") == []
     assert await db.run(states, *ids) == ["uncertain"]
+
+
+@pytest.mark.parametrize("end", [asyncio.CancelledError, LeaseLost])
+async def test_records_whose_answer_was_not_committed_do_not_expire_as_if_they_had_never_been_sent(
+    person: Person, end: type[BaseException]
+) -> None:
+    claimed, device, ids = await db.run(create_waiting, person.id, "a", "b")
+
+    async def settle(outcomes: delivery.Outcomes) -> None:
+        raise end
+
+    async with (
+        DeviceLink(person.id, device, wait_s=20) as link,
+        Local("http://local", person.access_token) as socket,
+        answering(socket, answer=saves_only(ids[0]), device_id="desk"),
+    ):
+        with pytest.raises(end):
+            await deliver(link, claimed, settle=settle)
+    assert await db.run(found_again_after_a_month, claimed, "a", "b") == ids[1:]
+    assert await db.run(states, *ids) == ["uncertain", "waiting"]
 
 
 @pytest.mark.parametrize("protocol", [1, 2])
@@ -257,12 +295,9 @@ async def test_another_device_gets_what_the_first_could_not_save(person: Person)
 
     other = await db.run(of_any_device)
 
-    def saves_the_first(call: Frame) -> Frame:
-        return result(call) if call["id"] == str(ids[0]) else not_saved(call)
-
     async with (
         Local("http://local", person.access_token) as desk,
-        answering(desk, answer=saves_the_first, device_id="desk"),
+        answering(desk, answer=saves_only(ids[0]), device_id="desk"),
         DeviceLink(person.id, full, wait_s=20) as link,
     ):
         with pytest.raises(DeviceSilent, match="device_cannot_save"):
