@@ -147,8 +147,8 @@ def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
         if updates is not None:
             row.found = _sealed(claimed.cipher, row.pk, before | updates)
             if earlier["updates"] is None:
-                sent = earlier.get("sent")
-                if not updates and sent and sent["updates"] is None:
+                may_be_gone = any(each["updates"] is None for each in earlier.get("sends", ()))
+                if not updates and may_be_gone:
                     continue  # the withdrawal may have happened, and its outcome has to be known first
                 # What it was to follow before it was to leave.
                 updates = {name: before.get(name) for name in earlier["before"]} | updates
@@ -160,7 +160,7 @@ def change(claimed: ClaimedRun, changes: Sequence[tuple[Change, str]]) -> None:
             "before": kept | earlier.get("before", {}),
             "title": each.known.record.title[:_KEPT_CHARS],
             "source": path,
-            "sent": earlier.get("sent"),
+            "sends": earlier.get("sends", []),
         }
         is_settled = updates == {}  # it was to leave and nothing else, and it is there after all
         row.pending = None if is_settled else FoundRecord.pending.seal(claimed.cipher, pending, row.pk)

@@ -61,8 +61,8 @@ class _Sent:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row that is to follow its source. `updates` is None if it is to be withdrawn. `sent`: the last change whose
-    outcome is not known.
+    """A row that is to follow its source. `updates` is None if it is to be withdrawn. `sent`: the changes whose outcome
+    is not known.
     """
 
     id: UUID
@@ -73,7 +73,7 @@ class _Row:
     before: Mapping[str, Any]
     title: str
     source: str
-    sent: _Sent | None
+    sent: Sequence[_Sent]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _waiting(claimed: ClaimedRun, device: UUID) -> list[_Row]:
                 said["before"],
                 said["title"],
                 said["source"],
-                _Sent(**said["sent"]) if said.get("sent") else None,
+                [_Sent(**each) for each in said.get("sends", ())],
             )
         )
     return rows
@@ -139,11 +139,12 @@ async def _follow(claimed: ClaimedRun, link: DeviceLink, rows: Sequence[_Row]) -
     sent_calls: dict[UUID, str] = {}
     for row, answer in zip(rows, found, strict=True):
         now = answer.row
+        withdrawal = next((each for each in row.sent if each.updates is None), None)
         if answer.error is not None:
             settled.append(_Settled(row, stays="refused"))
-        elif now is None and row.updates is None and row.sent is not None and row.sent.updates is None:
+        elif now is None and row.updates is None and withdrawal is not None:
             going.append(row)  # the delete is sent again, to learn whether it was ours
-            before[row.id], sent_calls[row.id] = row.sent.before, row.sent.call
+            before[row.id], sent_calls[row.id] = withdrawal.before, withdrawal.call
         elif now is None:
             settled.append(_Settled(row, is_gone=True))
         else:
@@ -189,9 +190,9 @@ def _unchanged_row(claimed: ClaimedRun, row: _Row, now: Mapping[str, Any]) -> Ma
     """Return the row as the device last reported it: `now`, or `now` without what was sent since. None if the user has
     edited it."""
     found = [now]
-    sent = row.sent
-    if sent and sent.updates and all(now.get(name) == value for name, value in sent.updates.items()):
-        found.append({**now, **sent.before})
+    for sent in row.sent:
+        if sent.updates and all(now.get(name) == value for name, value in sent.updates.items()):
+            found.append({**now, **sent.before})
     hashes = (outbox.row_hash(claimed.cipher, row.table, each) for each in found)
     return next((each for each, said in zip(found, hashes, strict=True) if said == row.hash), None)
 
@@ -215,7 +216,11 @@ def _note_sent(claimed: ClaimedRun, sending: Sequence[tuple[_Row, Mapping[str, A
             names = before if row.updates is None else row.updates
             old = {name: before.get(name) for name in names}
             sent = {"updates": row.updates, "before": old, "call": call}
-            said = FoundRecord.pending.unseal_from(claimed.cipher, record) | {"sent": sent}
+            said = FoundRecord.pending.unseal_from(claimed.cipher, record)
+            # The row may still have an earlier update, so these stay noted. An earlier withdrawal did not happen, or it
+            # is this one, which is sent again.
+            earlier = [each for each in said.get("sends", ()) if each["updates"] not in (None, row.updates)]
+            said |= {"sends": [*earlier, sent]}
             record.pending = FoundRecord.pending.seal(claimed.cipher, said, record.pk)
     FoundRecord.objects.bulk_update(found.values(), ["pending"])
 

@@ -363,12 +363,13 @@ class Answers:
                 return {"id": call["id"], "row": self.rows.setdefault("new", row)}
         return {"id": call["id"], "rows": []}
 
-    async def apply_and_go(self, socket: Socket) -> None:
-        """Serve until a write is applied whose answer is lost."""
+    async def apply_and_go(self, socket: Socket, *, applies: bool = True) -> None:
+        """Serve until a write is applied, or lost, that has no answer."""
         while True:
             frame = await socket.receive("tool_batch")
-            answers = [self.answer(call) for call in frame["calls"]]
-            if frame["calls"][0]["action"] in {"update", "delete"}:
+            is_write = frame["calls"][0]["action"] in {"update", "delete"}
+            answers = [self.answer(call) for call in frame["calls"] if applies or not is_write]
+            if is_write:
                 return
             await socket.send({"type": "tool_batch_result", "results": answers})
 
@@ -443,6 +444,41 @@ async def test_a_change_whose_answer_was_lost_is_undone_as_well(
         await socket.hello(device_id="desk")
         serving = asyncio.create_task(device.serve(socket))
         await source_changes.follow_sources(claimed, link, pk)
+        await db.run(run_release.finish, claimed)
+        undone = await take_back(desk, str(claimed.run_id))
+        serving.cancel()
+    assert (undone["restored"], undone["kept"]) == (1, [])
+    assert [(row["title"], row.get("status")) for row in device.rows.values()] == [("call Ada", None)]
+
+
+def set_waiting(claimed: ClaimedRun, updates: dict[str, Any] | None) -> None:
+    """Its source has changed once more."""
+    found = FoundRecord.objects.get(agent_id=claimed.agent_id)
+    said = FoundRecord.pending.unseal_from(claimed.cipher, found)
+    FoundRecord.pending.seal_into(claimed.cipher, found, said | {"updates": updates})
+    found.save()
+
+
+@pytest.mark.parametrize("updates", [{"status": "done"}, None])
+async def test_a_change_whose_answer_was_lost_is_known_again_after_the_next_one_was_lost(
+    desk: DeviceOwner, updates: dict[str, Any] | None
+) -> None:
+    claimed, device, pk = await db.run(create_waiting_change, await desk.agent(), {"status": "in_progress"})
+    for applies in (True, False):
+        async with DeviceLink(desk.person.id, pk) as link:
+            async with Socket(desk.web, desk.person.access_token) as socket:
+                await socket.hello(device_id="desk")
+                following = asyncio.create_task(source_changes.follow_sources(claimed, link, pk))
+                await device.apply_and_go(socket, applies=applies)
+            with pytest.raises(DeviceSilent):
+                await following
+        assert [row["status"] for row in device.rows.values()] == ["in_progress"]
+        await db.run(set_waiting, claimed, updates)
+    async with Socket(desk.web, desk.person.access_token) as socket, DeviceLink(desk.person.id, pk) as link:
+        await socket.hello(device_id="desk")
+        serving = asyncio.create_task(device.serve(socket))
+        await source_changes.follow_sources(claimed, link, pk)
+        assert [row["status"] for row in device.rows.values()] == (["done"] if updates else [])
         await db.run(run_release.finish, claimed)
         undone = await take_back(desk, str(claimed.run_id))
         serving.cancel()
