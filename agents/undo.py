@@ -19,7 +19,7 @@ from uuid import UUID, uuid5
 
 from adiuva.core import db
 from adiuva.core.errors import AdiuvaError, Text
-from adiuva.devices import outbox
+from adiuva.devices import outbox, tool_results
 from adiuva.devices.calls import new_call
 from adiuva.devices.link import DeviceLink, DeviceOffline
 from adiuva.devices.protocol import MAX_BATCH, TableName, ToolResultBody
@@ -35,7 +35,8 @@ _BATCH_SIZE: Final = 500
 
 
 class UndoStopped(AdiuvaError):
-    """The device disconnected or does not answer. The error body says how much was deleted until then."""
+    """The device disconnected, does not answer or can save nothing. The error body says how much was deleted until
+    then."""
 
     def __init__(self, cause: AdiuvaError, undone: UndoResult) -> None:
         words = Text(
@@ -148,10 +149,10 @@ class _Undo:
                     deleted.append(row.key)
                 case ToolResultBody(error=None):
                     self._keep(row, "gone", titles)
+                case DeviceOffline() | ToolResultBody(code=tool_results.NOT_SAVED):
+                    pass  # nothing happened to the row
                 case ToolResultBody():
                     self._keep(row, "refused", titles)
-                case DeviceOffline():
-                    pass  # nothing happened to the row
                 case _:
                     self._keep(row, "unknown", titles)
         self.deleted += len(deleted)

@@ -9,7 +9,9 @@ from adiuva.core.errors import AdiuvaError
 from adiuva.devices.calls import new_call
 from adiuva.devices.large_selects import PartialSelect
 from adiuva.devices.link import DeviceLink
+from adiuva.devices.link_errors import DeviceCannotSave
 from adiuva.devices.protocol import Data, TableName, ToolResultBody
+from adiuva.devices.tool_results import NOT_SAVED
 
 # In this order, rows that refer to others are deleted first.
 DELETION_ORDER: Final[Sequence[TableName]] = (
@@ -67,10 +69,13 @@ class RowReferences:
 
 
 def results_of(outcomes: Sequence[ToolResultBody | AdiuvaError]) -> list[ToolResultBody]:
-    """Return the results. Raises the first failure: a silent or disconnected device is asked for nothing more."""
+    """Return the results. Raises the first failure: a device that is silent, disconnected or full is asked for nothing
+    more."""
     results = []
     for outcome in outcomes:
         if isinstance(outcome, AdiuvaError):
             raise outcome
+        if outcome.code == NOT_SAVED:
+            raise DeviceCannotSave
         results.append(outcome)
     return results

@@ -412,6 +412,22 @@ async def test_an_interrupted_undo_says_how_far_it_came_and_can_be_continued(des
     assert (await desk.see(run))["undone_at"]
 
 
+async def test_an_undo_on_a_full_disk_stops_and_can_be_continued(desk: DeviceOwner) -> None:
+    run, rows = await db.run(create_run_with_rows, await desk.agent(), "call Ada")
+    device = Answers(rows)
+    device.full = "delete"
+    async with Socket(desk.web, desk.person.access_token) as socket:
+        await socket.hello(device_id="desk")
+        serving = asyncio.create_task(device.serve(socket))
+        stopped = await take_back(desk, run, 503)
+        assert (stopped["code"], stopped["undone_at"]) == ("device_cannot_save", None)
+        assert (stopped["deleted"], stopped["kept"]) == (0, [])
+        device.full = ""
+        undone = await take_back(desk, run)
+        serving.cancel()
+    assert (undone["deleted"], undone["kept"], device.rows) == (1, [], {})
+
+
 def create_waiting_change(
     agent: str, updates: dict[str, Any] | None
 ) -> tuple[ClaimedRun, Answers, uuid.UUID]:
